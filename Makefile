@@ -1,0 +1,60 @@
+# What a newcomer and the checks run; `make help` lists it. Needs make and Python 3.11 or 3.12, takes uv where it is there.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+DEMO := runs/demo
+
+# The first of these that runs and is 3.11 or 3.12 is taken; `make venv PYTHON=/path/to/python3.12` names another.
+PYTHON ?= python3.11 python3.12 python3 python
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
+# Debian's Python comes without ensurepip, and so cannot make an environment, until python3-venv is installed.
+PROBE := import sys; assert (3, 11) <= sys.version_info < (3, 13) $(if $(UV),,; import ensurepip)
+
+.PHONY: help venv demo test fast lint format lock clean
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+venv: $(INSTALLED) ## make .venv and install the package in it, with the versions of constraints.txt
+
+demo: $(INSTALLED) ## train on the built-in synthetic cells and write a report (minutes)
+	$(BIN)/bloodcell-dist train --config configs/demo.yaml --run-dir $(DEMO)
+	@echo "The report: $(DEMO)/report.html"
+
+test: lint ## all checks and all tests
+	$(BIN)/python -m pytest
+
+fast: $(INSTALLED) ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not multiprocess and not slurm and not gpu"
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## let ruff format the code and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## renew constraints.txt from setup.cfg, for Python 3.11 and 3.12 and all extras (needs uv)
+	uv pip compile setup.cfg --all-extras --universal --python-version 3.11 --fork-strategy fewest --upgrade \
+	    --no-annotate --custom-compile-command "make lock" --output-file constraints.txt
+
+clean: ## remove all that make made, except runs/
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+	    rm -rf $(VENV); \
+	    for python in $(PYTHON); do \
+	        found=$$($$python -c '$(PROBE); print(sys.executable)' 2>/dev/null) && break; \
+	    done; \
+	    if [ -n "$(UV)" ]; then uv venv --python "$${found:-3.11}" $(VENV); \
+	    elif [ -n "$$found" ]; then "$$found" -m venv $(VENV); \
+	    else echo "No Python 3.11 or 3.12 with its venv module among: $(PYTHON)." >&2; \
+	        echo "Install one (Debian: python3 and python3-venv), or uv, or name one: make venv PYTHON=/path/to/python3.12" >&2; \
+	        exit 1; fi; \
+	fi
+	$(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install) -c constraints.txt -e '.[test]'
+	@touch $@

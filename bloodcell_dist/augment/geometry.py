@@ -1,0 +1,152 @@
+"""Affine maps of a batch of pictures, and the one resampling that applies them."""
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from bloodcell_dist.augment.base import picture_size
+
+FILL_MODES = ("reflect", "nearest", "constant")
+
+
+class Affine(NamedTuple):
+    """One map per example from places in the new picture to places in the old one, each float32 [B].
+
+    Pixels, x to the right, y down, measured from the picture's centre ((W - 1) / 2, (H - 1) / 2):
+    old_x = xx * x + xy * y + x0, old_y = yx * x + yy * y + y0. As in KerasCV the map runs backwards, from new to old.
+    """
+
+    xx: tf.Tensor
+    xy: tf.Tensor
+    x0: tf.Tensor
+    yx: tf.Tensor
+    yy: tf.Tensor
+    y0: tf.Tensor
+
+
+def compose(first: Affine, second: Affine) -> Affine:
+    """The map of a picture that undergoes `first` and then `second`."""
+    return Affine(
+        xx=first.xx * second.xx + first.xy * second.yx,
+        xy=first.xx * second.xy + first.xy * second.yy,
+        x0=first.xx * second.x0 + first.xy * second.y0 + first.x0,
+        yx=first.yx * second.xx + first.yy * second.yx,
+        yy=first.yx * second.xy + first.yy * second.yy,
+        y0=first.yx * second.x0 + first.yy * second.y0 + first.y0,
+    )
+
+
+def linear(xx: tf.Tensor, xy: tf.Tensor, yx: tf.Tensor, yy: tf.Tensor) -> Affine:
+    """A map that keeps the centre; each argument float32 [B]."""
+    return Affine(xx, xy, tf.zeros_like(xx), yx, yy, tf.zeros_like(xx))
+
+
+def identity(like: tf.Tensor) -> Affine:
+    """Leaves pictures alone; `like`: any float32 [B]."""
+    return scale(tf.ones_like(like), tf.ones_like(like))
+
+
+def scale(x: tf.Tensor, y: tf.Tensor) -> Affine:
+    """Old = factor * new: above 1 zooms out, below 1 zooms in, -1 flips (x: left-right, y: up-down); float32 [B]."""
+    return linear(x, tf.zeros_like(x), tf.zeros_like(x), y)
+
+
+def rotation(angle: tf.Tensor) -> Affine:
+    """Rotate by `angle` radians, float32 [B]; positive is counter-clockwise."""
+    cosine, sine = tf.cos(angle), tf.sin(angle)
+    return linear(cosine, -sine, sine, cosine)
+
+
+def right_angle_rotation(quarter_turns: tf.Tensor) -> Affine:
+    """Rotate counter-clockwise by 0, 1, 2 or 3 quarter turns (float32 [B] of whole numbers), to the bit."""
+    odd = tf.math.floormod(quarter_turns, 2.0)
+    cosine = (1.0 - odd) * (1.0 - quarter_turns)
+    sine = odd * (2.0 - quarter_turns)
+    return linear(cosine, -sine, sine, cosine)
+
+
+def shear(x: tf.Tensor, y: tf.Tensor) -> Affine:
+    """Shear along x by `x` pixels per row, then along y by `y` pixels per column; float32 [B]."""
+    one = tf.ones_like(x)
+    return linear(one + x * y, x, y, one)
+
+
+def translation(x: tf.Tensor, y: tf.Tensor) -> Affine:
+    """Move by (x, y) pixels, positive to the right and down; float32 [B]."""
+    one, zero = tf.ones_like(x), tf.zeros_like(x)
+    return Affine(one, zero, -x, zero, one, -y)
+
+
+def select(condition: tf.Tensor, where_true: Affine, where_false: Affine) -> Affine:
+    """Per example, one map or the other; condition: bool [B]."""
+    return Affine(*(tf.where(condition, a, b) for a, b in zip(where_true, where_false, strict=True)))
+
+
+def warp(images: tf.Tensor, affine: Affine, fill_mode: str = "reflect", fill_value: float = 0.0) -> tf.Tensor:
+    """Resample pictures bilinearly, once.
+
+    Agrees with ImageProjectiveTransformV3, the kernel under KerasCV's geometric layers, which XLA cannot compile.
+    Of the gathers tried (whole batch flattened, by channel, 2x2 neighbours packed), four with `batch_dims` were the
+    fastest compiled on a CPU.
+
+    Args:
+        images: float32 [B, H, W, 3], H and W at least 2.
+        affine: one map per example.
+        fill_mode: what lies outside the picture: "reflect" (d c b a | a b c d | d c b a), "nearest" or "constant".
+        fill_value: the constant, in [0, 255].
+    """
+    at_rest = identity(affine.xx)
+    moved = tf.reduce_any([tf.reduce_any(a != b) for a, b in zip(affine, at_rest, strict=True)])
+    return tf.cond(moved, lambda: _resample(images, affine, fill_mode, fill_value), lambda: images)
+
+
+def _resample(images: tf.Tensor, affine: Affine, fill_mode: str, fill_value: float) -> tf.Tensor:
+    height, width = picture_size(images)
+    old_x, old_y = _old_places(affine, height, width)
+    if fill_mode == "constant":
+        images = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=fill_value)
+        old_x, old_y, height, width = old_x + 1.0, old_y + 1.0, height + 2, width + 2
+    elif fill_mode == "reflect":
+        old_x, old_y = _reflected(old_x, width), _reflected(old_y, height)
+    left, right_share = _cell(old_x, width)
+    top, bottom_share = _cell(old_y, height)
+    pixels = tf.reshape(images, [-1, height * width, images.shape[3]])
+    corner = top * width + left
+
+    def neighbour(offset: int) -> tf.Tensor:
+        return tf.gather(pixels, corner + offset, batch_dims=1)
+
+    right_share, bottom_share = right_share[..., None], bottom_share[..., None]
+    upper = neighbour(0) + right_share * (neighbour(1) - neighbour(0))
+    lower = neighbour(width) + right_share * (neighbour(width + 1) - neighbour(width))
+    return upper + bottom_share * (lower - upper)
+
+
+def _old_places(affine: Affine, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Pixel coordinates in the old picture for every pixel of the new one, float32 [B, H, W] each."""
+    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+    x = (tf.range(width, dtype=tf.float32) - centre_x)[None, None, :]
+    y = (tf.range(height, dtype=tf.float32) - centre_y)[None, :, None]
+    xx, xy, x0, yx, yy, y0 = (part[:, None, None] for part in affine)
+    return xx * x + xy * y + (x0 + centre_x), yx * x + yy * y + (y0 + centre_y)
+
+
+def _reflected(places: tf.Tensor, length: int) -> tf.Tensor:
+    """Fold coordinates back into the picture about the outer edges of its border pixels."""
+    period = 2.0 * length
+    folded = places + 0.5
+    folded = folded - period * tf.floor(folded / period)
+    return tf.minimum(folded, period - folded) - 0.5
+
+
+def _cell(places: tf.Tensor, length: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Index of the pixel at or before each place, and the share of the next one; places outside go to the border."""
+    places = tf.clip_by_value(places, 0.0, length - 1.0)
+    before = tf.minimum(tf.floor(places), length - 2.0)
+    return tf.cast(before, tf.int32), places - before
+
+
+def turns_to_radians(turns: tf.Tensor) -> tf.Tensor:
+    """Fractions of a full turn, KerasCV's unit of rotation, as radians."""
+    return 2.0 * math.pi * turns

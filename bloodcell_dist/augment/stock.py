@@ -1,0 +1,80 @@
+"""The same policies made of stock KerasCV layers, for reference (`engine: kerascv`)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras_cv
+import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class StockPolicy:
+    """Stock KerasCV layers in order, with the signature of `FusedPolicy`.
+
+    Not compilable (most of these layers use operations that XLA lacks), and not repeatable: the layers draw from
+    TensorFlow's global generators, which no checkpoint restores, so seed, step and positions have no effect and a
+    resumed run is not bit-identical. With deterministic operations switched on KerasCV refuses to build the layers.
+
+    Attributes:
+        deterministic: False.
+    """
+
+    name: str
+    layers: tuple[Any, ...]
+    deterministic: bool = False
+    group_size: int = 1
+    needs_groups: bool = False
+
+    def __call__(
+        self, images: tf.Tensor, labels: tf.Tensor, seed: int, step: tf.Tensor, positions: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Augment a batch inside a tf.function without jit_compile; arguments and results as `FusedPolicy`."""
+        batch = {"images": tf.cast(images, tf.float32), "labels": tf.cast(labels, tf.float32)}
+        for layer in self.layers:
+            batch = layer(batch)
+        return (
+            tf.clip_by_value(tf.ensure_shape(batch["images"], images.shape), 0.0, 255.0),
+            tf.ensure_shape(batch["labels"], labels.shape),
+        )
+
+
+def layers(name: str, magnitude: float) -> tuple[Any, ...]:
+    """Stock counterparts of the layers of the fused policy `name`, at the same strengths."""
+    strength = magnitude / 0.5
+    recipes = {
+        "none": lambda: (),
+        "light": lambda: _light(strength),
+        "seed": lambda: _seed(magnitude, strength),
+    }
+    return recipes[name]()
+
+
+def _light(strength: float) -> tuple[Any, ...]:
+    layers = keras_cv.layers
+    return (
+        layers.RandomFlip("horizontal_and_vertical"),
+        layers.RandomRotation(0.5),
+        layers.RandomShear(0.05 * strength, 0.05 * strength),
+        layers.RandomZoom(0.1 * strength),
+        layers.RandomTranslation(0.05 * strength, 0.05 * strength),
+        layers.RandomBrightness(0.08 * strength),
+        layers.RandomContrast((0, 255), 0.1 * strength),
+        layers.RandomSaturation((0.5 - 0.05 * strength, 0.5 + 0.05 * strength)),
+        layers.RandomHue(0.03 * strength, (0, 255)),
+    )
+
+
+def _seed(magnitude: float, strength: float) -> tuple[Any, ...]:
+    layers = keras_cv.layers
+    mixers = [layers.CutMix(), layers.MixUp(), layers.FourierMix()]
+    nothing = layers.RandomBrightness(0.0)  # KerasCV has no identity layer
+    return (
+        layers.RandomChoice([*mixers, nothing], batchwise=True),
+        layers.RandAugment((0, 255), augmentations_per_image=3, magnitude=magnitude),
+        layers.RandomFlip("horizontal_and_vertical"),
+        layers.RandomRotation(0.5),
+        layers.RandomZoom(0.15 * strength),
+        layers.RandomSaturation((0.5 - 0.2 * strength, 0.5 + 0.2 * strength)),
+        layers.RandomHue(0.2 * strength, (0, 255)),
+        layers.GridMask((0.0, min(magnitude, 0.7))),
+    )

@@ -1,0 +1,70 @@
+"""What the commands share: options, and how an ending becomes one message and an exit status. Imports no TensorFlow."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from bloodcell_dist.errors import RunEnded
+
+DEBUG = (
+    "data.max_examples=256",
+    "train.epochs=2",
+    "train.xla=off",
+    "train.precision=float32",
+    "train.checks=true",
+    "distribute.strategy=single",
+)
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `bloodcell-dist train` and `python -m bloodcell_dist.train`."""
+    parser.add_argument("--config", metavar="YAML", help="file with settings; without it, the defaults")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="change a setting, for example --set train.epochs=5; may be repeated",
+    )
+    parser.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="where everything is written; the same folder again continues (default: runs/, named by the settings)",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="one device, 256 examples, 2 epochs, no XLA, no mixed precision, every step checked",
+    )
+    parser.add_argument("--eager", action="store_true", help="run without graphs, for a debugger; very slow")
+    add_traceback_option(parser)
+
+
+def add_traceback_option(parser: argparse.ArgumentParser) -> None:
+    """`--traceback`."""
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+
+
+def overrides_of(options: argparse.Namespace) -> Sequence[str]:
+    """The `--set` texts of the train options, those of --debug and --eager first, so that the user's win."""
+    debug = DEBUG if options.debug else ()
+    eager = ("train.eager=true",) if options.eager else ()
+    return [*debug, *eager, *options.overrides]
+
+
+def run_command(command: Callable[[], None], traceback: bool) -> int:
+    """Run a command; its exit status. A person's mistake is one message on standard error, without a traceback."""
+    try:
+        command()
+    except RunEnded as ending:
+        if traceback:
+            raise
+        sys.stdout.flush()
+        print(f"bloodcell-dist: {ending}", file=sys.stderr)
+        return ending.exit_status
+    except KeyboardInterrupt:
+        return 130
+    return 0

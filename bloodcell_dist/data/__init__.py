@@ -1,0 +1,1 @@
+"""Where the cells come from: sources, cache, cleaning and splits. Imports no TensorFlow."""

@@ -1,0 +1,155 @@
+"""Decoded sets on disk: one `images.npy` and one `dataset.json` per set, built once and then memory-mapped.
+
+A set is found again by a key over its files (sizes and times) and how they were decoded. All ranks of a node
+ask for the same set at once: the first builds it under a lock, the others wait and map the same pages.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bloodcell_dist.atomic import atomic_file, atomic_write_json, sweep
+from bloodcell_dist.data.dataset import Allocate, ArrayDataset, in_memory
+from bloodcell_dist.errors import UserError
+
+_log = logging.getLogger(__name__)
+_FORMAT = 1  # raise it when decoding changes, so that older caches are built anew
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+
+Build = Callable[[Allocate], ArrayDataset]
+
+
+def describe_files(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """(absolute path, bytes, modification time in ns) of each file, for a key."""
+    status = [(os.path.abspath(file), file.stat()) for file in files]
+    return [(path, found.st_size, found.st_mtime_ns) for path, found in status]
+
+
+def cached(cache_dir: Path | None, key: Mapping[str, Any], build: Build) -> ArrayDataset:
+    """The set that `build` makes, from the cache if an intact copy is there.
+
+    key: JSON values that say all that the decoded set depends on. build: gets the `Allocate` to put its
+    images in. Returns images as a read-only memory map; without `cache_dir` an array in memory. A damaged
+    copy (its checksum is compared each time, about 1 GB/s) is built anew. Raises UserError for a folder that
+    cannot be written.
+    """
+    if cache_dir is None:
+        return build(in_memory)
+    digest = hashlib.sha256(json.dumps({"format": _FORMAT, **key}, sort_keys=True).encode()).hexdigest()[:20]
+    folder = cache_dir / digest
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / "lock") as alone:
+            found = _load(folder)
+            if found is not None:
+                return found
+            if alone:
+                sweep(folder)  # what a killed build left
+            _build_into(folder, dict(key), build)
+    except OSError as error:
+        raise _unusable(cache_dir, error) from error
+    built = _load(folder)
+    if built is None:
+        raise UserError(
+            f"{folder}: the decoded set cannot be read back; check the disk or set another data.cache_dir"
+        )
+    return built
+
+
+def _build_into(folder: Path, key: dict[str, Any], build: Build) -> None:
+    """The images first, the JSON last: a set without JSON is unfinished, one whose checksum differs is
+    damaged."""
+    _log.info("decoding into the cache %s", folder)
+    with suppress(FileNotFoundError):
+        (folder / "dataset.json").unlink()
+    with atomic_file(folder / "images.npy") as temporary:
+        dataset = build(lambda shape: _reserve(temporary, shape))
+        dataset.images.flush()  # type: ignore[attr-defined]  # a memmap, by _reserve
+        checksum = _checksum(temporary)
+    atomic_write_json(
+        folder / "dataset.json",
+        {
+            "key": key,
+            "checksum": checksum,
+            "class_names": dataset.class_names,
+            "labels": dataset.labels,
+            "groups": dataset.groups,
+            "partition": dataset.partition,
+            "names": dataset.names,
+        },
+    )
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A writable map of a new file whose blocks exist already: a disk that fills up under a map kills the
+    process."""
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno in _NO_SPACE:  # other errors: a file system that cannot reserve
+            raise _unusable(path.parent.parent, error) from error
+    return images
+
+
+def _load(folder: Path) -> ArrayDataset | None:
+    """The cached set, or None when there is none or it is damaged."""
+    try:
+        about = json.loads((folder / "dataset.json").read_text("utf-8", "surrogateescape"))
+        if _checksum(folder / "images.npy") != about["checksum"]:
+            raise ValueError("images.npy is not what was written")
+        return ArrayDataset(
+            images=np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False),
+            labels=np.array(about["labels"], np.int64),
+            class_names=tuple(about["class_names"]),
+            groups=None if about["groups"] is None else np.array(about["groups"], np.int64),
+            names=None if about["names"] is None else tuple(about["names"]),
+            partition=None if about["partition"] is None else np.array(about["partition"], np.int8),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        _log.warning("%s is damaged (%s); decoding again", folder, error)
+        return None
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the lock file; others wait. Yields False on a file system without locks: then several may build at
+    once, which costs time but no harm, since each renames a whole file of its own."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            held = True
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            held = False
+        yield held
+
+
+def _unusable(cache_dir: Path, error: OSError) -> UserError:
+    return UserError(
+        f"data.cache_dir={cache_dir} cannot be used ({error.strerror or error}); "
+        "name a folder that can be written and has room, or null for no cache"
+    )

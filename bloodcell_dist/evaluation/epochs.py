@@ -1,0 +1,191 @@
+"""The end of an epoch: evaluate on the validation set, record, remember the best."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bloodcell_dist.atomic import atomic_file
+from bloodcell_dist.data.dataset import ArrayDataset
+from bloodcell_dist.data.sampling import IndexPlan
+from bloodcell_dist.evaluation.metrics import classification_metrics
+from bloodcell_dist.evaluation.predict import Forward, predict
+from bloodcell_dist.history import append_metrics
+from bloodcell_dist.models.batchnorm import Recalibration
+from bloodcell_dist.rundir import RunDir
+from bloodcell_dist.training.record import EpochRecord
+from bloodcell_dist.training.state import TrainingState, save_weights
+
+log = logging.getLogger(__name__)
+
+RECALIBRATION_EXAMPLES = 2048
+
+
+@dataclass
+class Standing:
+    """What a run knows of itself across restarts; saved in checkpoints as JSON.
+
+    Attributes:
+        best_epoch: from 0, None before the first evaluation.
+        best_step: updates made at its end.
+        best_value: of the selecting metric.
+        train_seconds: spent in training steps.
+        examples: trained on in that time.
+        wall_seconds: lived, all lives of the run together.
+    """
+
+    best_epoch: int | None = None
+    best_step: int = 0
+    best_value: float = float("nan")
+    train_seconds: float = 0.0
+    examples: int = 0
+    wall_seconds: float = 0.0
+
+    def note(self, epoch: int, step: int, value: float, lower_is_better: bool) -> bool:
+        """Whether this epoch is the best so far; the earlier one wins a tie."""
+        ahead = self.best_epoch is None or (
+            value < self.best_value if lower_is_better else value > self.best_value
+        )
+        if ahead:
+            self.best_epoch, self.best_step, self.best_value = epoch, step, value
+        return ahead
+
+
+class Evaluation:
+    """The network as it is evaluated: averaged weights, fresh BatchNorm statistics, inference mode.
+
+    Args:
+        model: being trained.
+        forward: `predict.make_forward` of it.
+        state: gives it its evaluation weights.
+        train: cells to recalibrate on.
+        plan: their order.
+        batch_size: examples per pass.
+        xla: compile the recalibration.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        forward: Forward,
+        state: TrainingState,
+        *,
+        train: ArrayDataset,
+        plan: IndexPlan,
+        batch_size: int,
+        xla: bool,
+    ) -> None:
+        order = plan.epoch_order(0)[:RECALIBRATION_EXAMPLES]
+        size = min(batch_size, len(order))
+        self._batches = order[: len(order) // size * size].reshape(-1, size)
+        self._recalibration = Recalibration(model, xla)
+        self._forward, self._state, self._images, self._batch_size = forward, state, train.images, batch_size
+
+    def weights(self) -> Any:
+        """A context in which the network has its evaluation weights."""
+        return self._state.evaluation_weights(self._recalibrate)
+
+    def probabilities(self, dataset: ArrayDataset) -> np.ndarray:
+        """float32 [N, C] with the weights the network has."""
+        return predict(self._forward, dataset.images, self._batch_size)
+
+    def _recalibrate(self) -> None:
+        self._recalibration(tf.constant(self._images[rows]) for rows in self._batches)
+
+
+class EpochEnd:
+    """Evaluates and records; called by the loop with (epoch from 0, steps made).
+
+    Args:
+        run: where it is written.
+        model: being trained.
+        evaluation: of the network.
+        val: validation cells.
+        train_labels: int [N], of the set the plan points into.
+        plan: order of the training examples.
+        record: what the epoch's steps left.
+        standing: brought up to date.
+        select_by: metric that names the best epoch.
+        learning_rate: of an update, for the record.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        model: keras.Model,
+        evaluation: Evaluation,
+        *,
+        val: ArrayDataset,
+        train_labels: np.ndarray,
+        plan: IndexPlan,
+        record: EpochRecord,
+        standing: Standing,
+        select_by: str,
+        learning_rate: Callable[[int], float],
+    ) -> None:
+        self._run, self._model, self._evaluation = run, model, evaluation
+        self._val, self._train_labels, self._plan = val, train_labels, plan
+        self._record, self._standing, self._select_by = record, standing, select_by
+        self._learning_rate = learning_rate
+        self._boards = {
+            name: tf.summary.create_file_writer(str(run.tensorboard / name)) for name in ("train", "val")
+        }
+
+    def __call__(self, epoch: int, step: int) -> None:
+        """Evaluate the epoch that ended after `step` updates."""
+        train = self._training_metrics(epoch)
+        with self._evaluation.weights():
+            val = classification_metrics(self._evaluation.probabilities(self._val), self._val.labels)
+            value = val[self._select_by]
+            best = self._standing.note(epoch, step, value, self._select_by == "loss")
+            if best:
+                with atomic_file(self._run.best_weights) as path:
+                    save_weights(self._model, path)
+        examples, seconds = len(self._record.losses()), self._record.seconds
+        self._standing.train_seconds += seconds
+        self._standing.examples += examples
+        row = {
+            "epoch": epoch,
+            "step": step,
+            "learning_rate": self._learning_rate(step - 1),
+            **{f"train_{name}": number for name, number in train.items()},
+            **{f"val_{name}": number for name, number in val.items()},
+            "skipped_updates": self._record.skipped_updates(),
+            "images_per_s": examples / max(seconds, 1e-9),
+        }
+        append_metrics(self._run.metrics, row)
+        self._to_tensorboard(epoch, train, val, row)
+        log.info(_line(row, best))
+
+    def _training_metrics(self, epoch: int) -> dict[str, float]:
+        """Of the predictions made while training: augmented pictures, dropout on, weights of the moment."""
+        probabilities = self._record.probabilities()
+        rows = self._plan.epoch_batches(epoch).ravel()[: len(probabilities)]
+        loss = float(np.mean(self._record.losses()))
+        return classification_metrics(probabilities, self._train_labels[rows], loss=loss)
+
+    def _to_tensorboard(
+        self, epoch: int, train: dict[str, float], val: dict[str, float], row: dict[str, Any]
+    ) -> None:
+        speed = {name: row[name] for name in ("learning_rate", "images_per_s")}
+        for board, numbers in (("train", train | speed), ("val", val)):
+            with self._boards[board].as_default(step=epoch + 1):
+                for name, number in numbers.items():
+                    tf.summary.scalar(name, number)
+            self._boards[board].flush()
+
+
+def _line(row: dict[str, Any], best: bool) -> str:
+    """The line of an epoch in the log."""
+    return (
+        f"epoch {row['epoch'] + 1}: "
+        f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f} | "
+        f"val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f} macro-F1 {row['val_macro_f1']:.4f} | "
+        f"{row['images_per_s']:.0f} images/s{' | best so far' if best else ''}"
+    )

@@ -1,0 +1,48 @@
+"""Predictions for a whole set: every example once, batches of one shape, the padding left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+Forward = Callable[[tf.Tensor], tf.Tensor]
+
+
+def make_forward(model: keras.Model, *, logits: bool, xla: bool) -> Forward:
+    """The network in inference mode: uint8 or float32 [B, H, W, 3] in [0, 255] to float32 probabilities [B,
+    C].
+
+    Args:
+        model: gives logits or probabilities.
+        logits: whether it gives logits.
+        xla: compile it.
+    """
+
+    def forward(images: tf.Tensor) -> tf.Tensor:
+        outputs = tf.cast(model(tf.cast(images, tf.float32), training=False), tf.float32)
+        return tf.nn.softmax(outputs) if logits else outputs
+
+    return tf.function(forward, jit_compile=xla or None, autograph=False, reduce_retracing=False)
+
+
+def predict(forward: Forward, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Probabilities float32 [N, C] for images uint8 [N, H, W, 3].
+
+    Small sets take a smaller batch, so that a handful of cells does not cost a full one.
+    """
+    size = min(batch_size, len(images))
+    parts = [np.asarray(forward(tf.constant(batch)))[:count] for batch, count in padded_batches(images, size)]
+    return np.concatenate(parts)
+
+
+def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches [batch_size, ...] and how many of their rows count; the last one repeats its last row."""
+    for start in range(0, len(images), batch_size):
+        batch = np.asarray(images[start : start + batch_size])
+        count = len(batch)
+        if count < batch_size:
+            batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - count, axis=0)])
+        yield batch, count

@@ -1,0 +1,84 @@
+"""The log: plain lines on standard output and the same, with times, in the run's log.txt."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import tqdm
+
+PACKAGE = "bloodcell_dist"
+
+
+class _AboveTheBar(logging.StreamHandler):
+    """Prints lines above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            with tqdm.tqdm.external_write_mode(file=sys.stdout):
+                sys.stdout.write(self.format(record) + "\n")
+                sys.stdout.flush()
+        except (OSError, ValueError):
+            self.handleError(record)
+
+
+class _Plain(logging.Formatter):
+    """The message alone; warnings say so."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        message = record.getMessage()
+        return f"{record.levelname.lower()}: {message}" if record.levelno >= logging.WARNING else message
+
+
+class _Early(logging.Handler):
+    """Keeps what is said before the run folder exists, for its log file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line."""
+        self.records.append(record)
+
+
+_early = _Early()
+
+
+@contextlib.contextmanager
+def console() -> Iterator[None]:
+    """Print the package's log while inside, and keep it for a `log_file` opened later."""
+    handler = _AboveTheBar()
+    handler.setFormatter(_Plain())
+    with _attached(handler), _attached(_early):
+        yield
+    _early.records.clear()
+
+
+@contextlib.contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append the package's log to a file while inside, beginning with what was said before."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger(PACKAGE).removeHandler(_early)
+    for record in _early.records:
+        handler.emit(record)
+    _early.records.clear()
+    with contextlib.closing(handler), _attached(handler):
+        yield
+
+
+@contextlib.contextmanager
+def _attached(handler: logging.Handler) -> Iterator[None]:
+    logger = logging.getLogger(PACKAGE)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

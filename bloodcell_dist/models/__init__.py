@@ -1,0 +1,1 @@
+"""The networks: backbones by name, their stateless layers, BatchNorm care."""

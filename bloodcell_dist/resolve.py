@@ -1,0 +1,138 @@
+"""What `auto` means here and now: choices from the machine, the environment and the working folder.
+
+Each choice is one line that says what and why. A run keeps the choices of its first start for life, so that it goes on
+the same after moving to another machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bloodcell_dist.config import differences, replace
+from bloodcell_dist.data.sources import detect_source
+from bloodcell_dist.errors import UserError
+from bloodcell_dist.settings import Settings
+
+EPOCHS_ON_GPU = 30
+EPOCHS_ON_CPU = 4
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the choices depend on.
+
+    Attributes:
+        num_gpus: GPUs TensorFlow sees.
+        bfloat16: whether they compute in bfloat16 natively (compute capability 8.0 and newer).
+    """
+
+    num_gpus: int
+    bfloat16: bool = False
+
+
+@dataclass
+class _Choices:
+    """Changes to the settings and the reason for each."""
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+    def take(self, key: str, value: Any, why: str) -> None:
+        """Set a key and tell why."""
+        self.changes[key] = value
+        self.lines.append(f"{key} = {value}: {why}")
+
+
+def resolve(
+    settings: Settings, machine: Machine, environ: Mapping[str, str], folder: Path
+) -> tuple[Settings, list[str]]:
+    """Settings without `auto`, with absolute paths, and one line for each choice.
+
+    Args:
+        settings: as given by the user.
+        machine: what TensorFlow sees.
+        environ: environment variables; `BLOODCELL_DATA` is looked at.
+        folder: the working folder.
+    """
+    choices = _Choices()
+    _choose_data(settings, environ, folder, choices)
+    if settings.model.backbone == "auto":
+        choices.take(
+            "model.backbone", "mobilenetv3small", "the smallest network that does well on single cells"
+        )
+    if settings.train.epochs == "auto":
+        epochs = EPOCHS_ON_GPU if machine.num_gpus else EPOCHS_ON_CPU
+        why = (
+            "the usual length"
+            if machine.num_gpus
+            else "no GPU here, so a short run; set train.epochs for a real one"
+        )
+        choices.take("train.epochs", epochs, why)
+    _choose_numerics(settings, machine, choices)
+    if settings.distribute.strategy == "auto":
+        choices.take("distribute.strategy", "single", "one process on one device")
+    return replace(settings, choices.changes), choices.lines
+
+
+def keep_choices(given: Settings, resolved: Settings, saved: Settings, run_folder: Path) -> Settings:
+    """The saved settings of a run, if the command given agrees with them; UserError names what differs.
+
+    Where the command leaves a choice open (`auto`), the run keeps the one it made at its start.
+    """
+    raw = given.model_dump(mode="json")
+    for key, new, old in differences(resolved, saved):
+        section, name = key.split(".")
+        if raw[section][name] == "auto" or (
+            key == "data.path" and raw["data"]["source"] == "auto" and not raw["data"]["path"]
+        ):
+            continue
+        raise UserError(
+            f"{run_folder}: this run was started with {key}={old!r}, now {key}={new!r}; "
+            f"go on with {old!r}, or give another --run-dir for a new run"
+        )
+    return saved
+
+
+def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, choices: _Choices) -> None:
+    data = settings.data
+    for name in ("path", "test_path", "cache_dir"):
+        value = getattr(data, name)
+        if value is not None:
+            choices.changes[f"data.{name}"] = os.path.abspath(folder / Path(value).expanduser())
+    if data.source != "auto":
+        return
+    if data.path is not None:
+        path, why = choices.changes["data.path"], "told by its content"
+    elif environ.get("BLOODCELL_DATA"):
+        path, why = environ["BLOODCELL_DATA"], "from $BLOODCELL_DATA"
+    elif (folder / "training_set.npz").exists():
+        path, why = str(folder / "training_set.npz"), "found in the working folder"
+    else:
+        why = "neither data.path nor $BLOODCELL_DATA nor a training_set.npz here; DRAWN cells, not real ones"
+        choices.take("data.source", "synthetic", why)
+        return
+    choices.changes["data.path"] = os.path.abspath(folder / Path(path).expanduser())
+    choices.take("data.source", detect_source(choices.changes["data.path"]), f"{path}, {why}")
+
+
+def _choose_numerics(settings: Settings, machine: Machine, choices: _Choices) -> None:
+    if settings.train.precision == "auto":
+        if not machine.num_gpus:
+            choices.take("train.precision", "float32", "no GPU here")
+        elif machine.bfloat16:
+            choices.take(
+                "train.precision", "mixed_bfloat16", "the GPU computes bfloat16, which needs no loss scaling"
+            )
+        else:
+            choices.take("train.precision", "mixed_float16", "the GPU has no bfloat16")
+    if settings.train.xla == "auto":
+        if machine.num_gpus:
+            choices.take("train.xla", "on", "a GPU is here")
+        else:
+            choices.take(
+                "train.xla", "parts", "on CPUs XLA speeds up augmentation and update, but slows convolutions"
+            )

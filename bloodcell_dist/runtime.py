@@ -1,0 +1,94 @@
+"""TensorFlow set up for a run: devices, precision, determinism, quiet start."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bloodcell_dist.resolve import Machine
+
+
+def _import_tensorflow_quietly() -> None:
+    """TensorFlow 2.18 registers its CUDA plug-ins twice and complains of it straight to file descriptor 2, on every
+    start, before any log level counts. What it writes there while it is imported is shown only if the import fails.
+    """
+    if "tensorflow" in sys.modules:
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            file.seek(0)
+            os.write(kept, file.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+_import_tensorflow_quietly()
+
+
+def look_at_machine() -> Machine:
+    """What TensorFlow sees; lets GPU memory grow as needed."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus]
+    return Machine(len(gpus), bool(gpus) and all(c is not None and c >= (8, 0) for c in capabilities))
+
+
+def configure(*, precision: str, deterministic: bool, eager: bool) -> None:
+    """Set Keras' precision policy and TensorFlow's determinism and eager mode for this process."""
+    import keras
+    import tensorflow as tf
+
+    keras.mixed_precision.set_dtype_policy(precision)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf.config.run_functions_eagerly(eager)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, devices, host and git state, for environment.json."""
+    import tensorflow as tf
+
+    names = ("bloodcell_dist", "tensorflow", "keras", "keras-cv", "numpy", "horovod")
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in names},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "devices": [device.name for device in tf.config.list_logical_devices()],
+        "cpus": os.cpu_count(),
+        "command": sys.argv,
+        "git": _git_commit(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the code, `-dirty` with local changes; None outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

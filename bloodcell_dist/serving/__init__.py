@@ -1,0 +1,1 @@
+"""Finished models outside a run: export to plain Keras, prediction."""

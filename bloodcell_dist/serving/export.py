@@ -1,0 +1,38 @@
+"""`model.keras`: raw pictures to probabilities, loadable by plain Keras without this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+
+from bloodcell_dist.atomic import atomic_file
+from bloodcell_dist.models.dropout import StatelessDropout
+
+
+def plain_copy(model: keras.Model) -> keras.Model:
+    """The same network from Keras' own layers with a softmax at its end.
+
+    Args:
+        model: float32 [B, H, W, 3] in [0, 255] to logits [B, C].
+
+    Returns:
+        A model of the same input to float32 probabilities [B, C], with copies of the weights.
+    """
+    copy = keras.models.clone_model(model, clone_function=_plain_layer)
+    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(copy.output)
+    plain = keras.Model(copy.input, probabilities, name=model.name)
+    plain.set_weights(model.get_weights())
+    return plain
+
+
+def export_model(model: keras.Model, path: Path) -> None:
+    """Write `plain_copy(model)` as a .keras file, whole or not at all."""
+    with atomic_file(path) as temporary:
+        plain_copy(model).save(temporary)
+
+
+def _plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+    if isinstance(layer, StatelessDropout):
+        return keras.layers.Dropout(layer.rate, name=layer.name, dtype=layer.dtype_policy)
+    return layer.__class__.from_config(layer.get_config())

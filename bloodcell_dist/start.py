@@ -1,0 +1,98 @@
+"""How a run begins: its settings, its folder, its cells. Takes the settings apart into plain values."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from pathlib import Path
+
+from bloodcell_dist import logs
+from bloodcell_dist.config import dump_yaml, load_settings
+from bloodcell_dist.data.prepare import Prepared, Source, prepare
+from bloodcell_dist.errors import UserError
+from bloodcell_dist.resolve import Machine, keep_choices, resolve
+from bloodcell_dist.rundir import RunDir
+from bloodcell_dist.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def settle(given: Settings, machine: Machine) -> tuple[Settings, list[str]]:
+    """The settings without `auto` in this process's environment and working folder, and a line for each choice."""
+    return resolve(given, machine, os.environ, Path.cwd())
+
+
+def run_folder(asked: str | None, settings: Settings, debug: bool) -> RunDir:
+    """The folder asked for, or one below runs/ named by the settings, so that the same command finds it again.
+
+    Debug runs are for looking at, not for continuing: each gets a folder of its own.
+    """
+    if asked is not None:
+        return RunDir(Path(asked))
+    if debug:
+        return RunDir(Path("runs", time.strftime("debug-%Y%m%d-%H%M%S")))
+    digest = hashlib.sha256(dump_yaml(settings).encode()).hexdigest()[:8]
+    return RunDir(Path("runs", f"{settings.model.backbone}-{digest}"))
+
+
+def open_run(
+    stack: contextlib.ExitStack, run: RunDir, given: Settings, settings: Settings
+) -> tuple[Settings, bool]:
+    """Take up a run that has begun: lock it, go on with its settings. (settings to use, whether it had begun).
+
+    A folder that holds no run yet is only looked at, so that nothing is left behind if the settings or the cells
+    turn out wrong. The lock is held until the stack closes.
+    """
+    if not run.config.exists():
+        run.check()
+        return settings, False
+    run.create()
+    stack.enter_context(run.lock())
+    stack.enter_context(logs.log_file(run.log))
+    return keep_choices(given, settings, load_settings(run.config), run.path), True
+
+
+def found_run(stack: contextlib.ExitStack, run: RunDir, settings: Settings) -> None:
+    """Make the folder of a new run and put its settings there; locked until the stack closes."""
+    run.create()
+    stack.enter_context(run.lock())
+    if run.config.exists():
+        raise UserError(
+            f"{run.path}: another process began this run at the same moment; run the command again"
+        )
+    run.write_config(dump_yaml(settings))
+    stack.enter_context(logs.log_file(run.log))
+
+
+def load_data(settings: Settings) -> Prepared:
+    """The cells of a run, loaded, cleaned and split."""
+    data = settings.data
+    return prepare(
+        Source(
+            source=data.source,
+            path=data.path,
+            test_path=data.test_path,
+            class_names=data.class_names,
+            image_size=data.image_size,
+            crop=data.crop,
+            cache_dir=data.cache_dir or default_cache(),
+            group_column=data.group_column,
+            synthetic_examples=data.synthetic_examples,
+        ),
+        clean_first=data.clean,
+        group_near_duplicates=data.group_near_duplicates,
+        val_fraction=data.val_fraction,
+        fold=data.fold,
+        folds=data.folds,
+        max_examples=data.max_examples,
+        seed=settings.train.seed,
+    )
+
+
+def default_cache() -> str:
+    """Where decoded sets are kept unless data.cache_dir says otherwise: the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(base, "bloodcell_dist"))

@@ -1,0 +1,72 @@
+"""The story of one run, top to bottom: `python -m bloodcell_dist.train`.
+
+Running the same command again continues where the run stopped, or says that it is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from bloodcell_dist import logs
+from bloodcell_dist.commandline import add_train_options, overrides_of, run_command
+from bloodcell_dist.config import load_settings
+from bloodcell_dist.runtime import configure, look_at_machine
+from bloodcell_dist.session import Session
+from bloodcell_dist.start import found_run, load_data, open_run, run_folder, settle
+
+log = logging.getLogger("bloodcell_dist.train")  # under `python -m` the name would be __main__
+
+
+def train(options: argparse.Namespace) -> None:
+    """One run, from settings to report. Raises RunEnded for every ending a person should know of."""
+    with contextlib.ExitStack() as stack:
+        # 1. What is asked for, and what `auto` means on this machine.
+        given = load_settings(options.config, overrides_of(options))
+        settings, choices = settle(given, look_at_machine())
+        run = run_folder(options.run_dir, settings, options.debug)
+
+        # 2. A run that has begun goes on with the settings it began with; a finished one is left alone.
+        settings, begun = open_run(stack, run, given, settings)
+        for line in [] if begun else choices:
+            log.info(line)
+        if run.result.exists():
+            log.info("%s is finished, see %s; give another --run-dir for a new run", run.path, run.report)
+            return
+
+        # 3. The cells, loaded, cleaned and split; then the network and its optimizer.
+        configure(
+            precision=settings.train.precision,
+            deterministic=settings.train.deterministic and settings.augment.engine == "fused",
+            eager=settings.train.eager,
+        )
+        session = Session(settings, run, load_data(settings))
+
+        # 4. All is well so far, so the run folder may be made.
+        if not begun:
+            found_run(stack, run, settings)
+
+        # 5. Train, from the newest checkpoint if there is one.
+        session.resume()
+        session.train()
+
+        # 6. Measure the best and the last model, export, report.
+        session.finish()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m bloodcell_dist.train`; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bloodcell_dist.train", description=__doc__.splitlines()[0]
+    )
+    add_train_options(parser)
+    options = parser.parse_args(arguments)
+    with logs.console():
+        return run_command(lambda: train(options), options.traceback)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The training: update rules, the split step, the loop, checkpoints, replication."""

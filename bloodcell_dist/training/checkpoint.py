@@ -1,0 +1,103 @@
+"""Checkpoints: the whole state of a run at a step boundary, written whole or not at all, verified when read.
+
+A checkpoint is a folder `step-00001234/` with `arrays.npz` (no pickled objects), `progress.json` and `manifest.json`,
+which holds the SHA-256 of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bloodcell_dist.atomic import atomic_folder, atomic_write_json
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state read back.
+
+    Attributes:
+        step: updates made.
+        arrays: weights, optimizer state and the running epoch's records by name.
+        progress: what is known besides, JSON values.
+    """
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: of the `step-…` folders.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder = folder
+        self._keep = keep
+
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> Path:
+        """Write the state after `step` updates, then remove the oldest beyond `keep`."""
+        target = self._folder / f"step-{step:08d}"
+        with atomic_folder(target) as folder:
+            np.savez(folder / "arrays.npz", **arrays)
+            atomic_write_json(folder / "progress.json", progress)
+            files = {name: _sha256(folder / name) for name in ("arrays.npz", "progress.json")}
+            atomic_write_json(folder / "manifest.json", {"step": step, "sha256": files})
+        for old in self._by_age()[self._keep :]:
+            shutil.rmtree(old)
+        return target
+
+    def newest(self) -> Checkpoint | None:
+        """The newest intact checkpoint; damaged ones are passed over with a warning. None if there is none."""
+        for folder in self._by_age():
+            problem = _problem(folder)
+            if problem is None:
+                return _read(folder)
+            log.warning("%s: %s; the one before it is used", folder, problem)
+        return None
+
+    def _by_age(self) -> list[Path]:
+        """The checkpoint folders, newest first."""
+        folders = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def _read(folder: Path) -> Checkpoint:
+    with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    progress = json.loads((folder / "progress.json").read_text())
+    return Checkpoint(int(folder.name.removeprefix("step-")), arrays, progress)
+
+
+def _problem(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, None if it is intact."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, expected in manifest["sha256"].items():
+            if _sha256(folder / name) != expected:
+                return f"damaged: {name} does not have the SHA-256 of the manifest"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"damaged: {type(error).__name__} {error}"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,40 @@
+"""A polite end: a signal sets a flag, the loop sees it at the next step boundary and saves."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether a signal came."""
+        return self.signal_name is not None
+
+    @contextlib.contextmanager
+    def listening(self, name: str) -> Iterator[None]:
+        """Catch the signal `name` (`USR1`), TERM and INT; a second INT interrupts at once.
+
+        Slurm sends what `--signal` says before the time limit, TERM when a job is cancelled or preempted, a person
+        INT with Ctrl-C.
+        """
+        numbers = {signal.Signals[f"SIG{name}"], signal.SIGTERM, signal.SIGINT}
+        before = {number: signal.signal(number, self._note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal_name == "SIGINT":
+            raise KeyboardInterrupt
+        self.signal_name = signal.Signals(number).name

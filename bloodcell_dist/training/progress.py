@@ -1,0 +1,59 @@
+"""What a person sees while it trains: a bar with ETA on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+import tqdm
+
+log = logging.getLogger(__name__)
+
+LINE_EVERY_S = 15.0
+
+
+class EpochProgress:
+    """Shows the steps of one epoch.
+
+    Args:
+        epoch: from 1.
+        epochs: of the run.
+        done: steps of this epoch made before (a resumed run).
+        steps: of this epoch.
+        clock: seconds; passed in so that tests need not wait.
+    """
+
+    def __init__(
+        self, epoch: int, epochs: int, done: int, steps: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._label = f"epoch {epoch}/{epochs}"
+        self._done, self._steps, self._first = done, steps, done
+        self._clock = clock
+        self._started = self._spoke = clock()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(total=steps, initial=done, desc=self._label, unit="step", leave=False)
+
+    def advance(self, describe: Callable[[], str]) -> None:
+        """One step more; `describe` gives the latest figures and is called only when they are shown."""
+        self._done += 1
+        if self._bar is not None:
+            if self._bar.update(1):  # true when it redraws
+                self._bar.set_postfix_str(describe(), refresh=False)
+        elif self._clock() - self._spoke >= LINE_EVERY_S:
+            self._spoke = self._clock()
+            log.info(
+                "%s step %d/%d, %s, %s left", self._label, self._done, self._steps, describe(), self._left()
+            )
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _left(self) -> str:
+        pace = (self._clock() - self._started) / (self._done - self._first)
+        seconds = round(pace * (self._steps - self._done))
+        return f"{seconds // 60}:{seconds % 60:02d}"

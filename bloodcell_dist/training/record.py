@@ -1,0 +1,96 @@
+"""What the steps of the running epoch left behind: kept on the device, read when needed, saved in checkpoints.
+
+The training metrics of an epoch come from the predictions of its steps (augmented pictures, dropout on, weights of the
+moment), as Keras reports them. A run that is stopped in mid-epoch takes the record along, so its metrics are those of
+an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from bloodcell_dist.errors import TrainingFailed
+from bloodcell_dist.training.replication import Replication
+from bloodcell_dist.training.step import StepOutput
+
+SKIPPED_LIMIT = 20  # float16's first loss scale, 2^15, may be halved 15 times before it fits
+CHECK_EVERY_STEPS = 20
+
+
+class EpochRecord:
+    """Losses and predictions of the epoch so far, in the order of the index plan."""
+
+    def __init__(self, replication: Replication) -> None:
+        self._replication = replication
+        self._outputs: list[StepOutput] = []
+        self._arrays = {"losses": [], "probabilities": [], "finite": []}  # type: dict[str, list[np.ndarray]]
+        self.seconds = 0.0
+
+    def add(self, output: StepOutput) -> None:
+        """Keep a step's output; every now and then look whether training still moves. Raises TrainingFailed."""
+        self._outputs.append(output)
+        if len(self._outputs) >= CHECK_EVERY_STEPS:
+            self.read()
+
+    def read(self) -> None:
+        """Copy what is on the device; TrainingFailed when the last 20 updates were all skipped."""
+        for output in self._outputs:
+            self._arrays["losses"].append(self._replication.gather(output.losses))
+            self._arrays["probabilities"].append(self._replication.gather(output.probabilities))
+            self._arrays["finite"].append(np.atleast_1d(np.asarray(output.finite)))
+        self._outputs.clear()
+        finite = [bool(value[0]) for value in self._arrays["finite"][-SKIPPED_LIMIT:]]
+        if len(finite) == SKIPPED_LIMIT and not any(finite):
+            raise TrainingFailed(
+                f"training diverged: the gradients of the last {SKIPPED_LIMIT} updates were not finite; "
+                "lower optimizer.learning_rate, set optimizer.clip_norm, or use train.precision=float32"
+            )
+
+    def last_loss(self) -> float:
+        """Mean loss of the latest step; waits for the device."""
+        if self._outputs:
+            return float(np.mean(self._replication.gather(self._outputs[-1].losses)))
+        return float(np.mean(self._arrays["losses"][-1]))
+
+    def losses(self) -> np.ndarray:
+        """float32 [examples so far]."""
+        return self._joined("losses")
+
+    def probabilities(self) -> np.ndarray:
+        """float32 [examples so far, C]."""
+        return self._joined("probabilities")
+
+    def skipped_updates(self) -> int:
+        """Updates of this epoch left out because gradients were not finite."""
+        return int(np.sum(~self._joined("finite")))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The record for a checkpoint; empty at an epoch's end."""
+        self.read()
+        return {f"epoch/{name}": self._joined(name) for name, parts in self._arrays.items() if parts}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take up the record of a checkpoint."""
+        for name, parts in self._arrays.items():
+            if f"epoch/{name}" in arrays:
+                saved = arrays[f"epoch/{name}"]
+                parts.extend(np.atleast_1d(value) for value in saved) if name == "finite" else parts.append(
+                    saved
+                )
+
+    def clear(self) -> None:
+        """Begin a new epoch."""
+        self.seconds = 0.0
+        for parts in self._arrays.values():
+            parts.clear()
+
+    def _joined(self, name: str) -> np.ndarray:
+        self.read_if_pending()
+        return np.concatenate(list(itertools.chain(self._arrays[name])))
+
+    def read_if_pending(self) -> None:
+        if self._outputs:
+            self.read()

@@ -1,0 +1,80 @@
+"""The state of a run between two updates: what a checkpoint holds, and the weights that evaluation uses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from bloodcell_dist.errors import UserError
+from bloodcell_dist.training.record import EpochRecord
+from bloodcell_dist.training.update import Update
+
+
+class TrainingState:
+    """Weights, optimizer state and the running epoch's record, as named arrays.
+
+    Args:
+        model: the network being trained.
+        update: the optimizer's state.
+        record: of the running epoch.
+    """
+
+    def __init__(self, model: keras.Model, update: Update, record: EpochRecord) -> None:
+        self._model = model
+        self._update = update
+        self._record = record
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything, copied to the host."""
+        weights = {f"weights/{variable.path}": variable.numpy() for variable in self._model.weights}
+        optimizer = {f"optimizer/{name}": variable.numpy() for name, variable in self._update.state().items()}
+        return weights | optimizer | self._record.arrays()
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take up the arrays of a checkpoint. Raises UserError if they are another network's or optimizer's."""
+        targets: dict[str, Any] = {f"weights/{variable.path}": variable for variable in self._model.weights}
+        targets |= {f"optimizer/{name}": variable for name, variable in self._update.state().items()}
+        saved = {name for name in arrays if not name.startswith("epoch/")}
+        if saved != set(targets):
+            odd = sorted(saved ^ set(targets))
+            raise UserError(
+                f"the checkpoint holds another network or optimizer: {len(odd)} names differ, such as {odd[0]}; "
+                "use another --run-dir"
+            )
+        for name, variable in targets.items():
+            variable.assign(arrays[name])
+        self._record.restore(arrays)
+
+    @contextlib.contextmanager
+    def evaluation_weights(self, recalibrate: Callable[[], None]) -> Iterator[None]:
+        """Inside, the network has averaged weights (where they are kept) and fresh BatchNorm statistics.
+
+        Afterwards it has its training weights and statistics back to the bit, so evaluating never changes the
+        training.
+        """
+        before = self._model.get_weights()
+        try:
+            for variable, average in zip(
+                self._model.trainable_variables, self._update.averages, strict=False
+            ):
+                variable.assign(average)
+            recalibrate()
+            yield
+        finally:
+            self._model.set_weights(before)
+
+
+def save_weights(model: keras.Model, path: Any) -> None:
+    """Write the weights by name to an open file or path, as npz."""
+    np.savez(path, **{variable.path: variable.numpy() for variable in model.weights})
+
+
+def load_weights(model: keras.Model, path: Any) -> None:
+    """Read what `save_weights` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        for variable in model.weights:
+            variable.assign(file[variable.path])

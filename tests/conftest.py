@@ -1,0 +1,23 @@
+"""What all tests share: a quiet TensorFlow on few threads, and the real cells."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# TensorFlow and OpenBLAS read these once, when they are imported; what the caller has set stays.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+for threads in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(threads, "2")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """$BLOODCELL_TEST_DATA: training_set.npz, test_set.npz, contaminated.npz, pbc96/ and pbc_raw/."""
+    folder = os.environ.get("BLOODCELL_TEST_DATA")
+    if folder:
+        return Path(folder)
+    reason = "real cells are needed: set BLOODCELL_TEST_DATA to the folder that holds them"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from bloodcell_dist.errors import RunEnded
@@ -20,15 +21,7 @@ DEBUG = (
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """The options of `bloodcell-dist train` and `python -m bloodcell_dist.train`."""
-    parser.add_argument("--config", metavar="YAML", help="file with settings; without it, the defaults")
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="change a setting, for example --set train.epochs=5; may be repeated",
-    )
+    add_settings_options(parser)
     parser.add_argument(
         "--run-dir",
         metavar="DIR",
@@ -43,6 +36,19 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     add_traceback_option(parser)
 
 
+def add_settings_options(parser: argparse.ArgumentParser) -> None:
+    """`--config` and `--set`."""
+    parser.add_argument("--config", metavar="YAML", help="file with settings; without it, the defaults")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="change a setting, for example --set train.epochs=5; may be repeated",
+    )
+
+
 def add_traceback_option(parser: argparse.ArgumentParser) -> None:
     """`--traceback`."""
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
@@ -55,14 +61,14 @@ def overrides_of(options: argparse.Namespace) -> Sequence[str]:
     return [*debug, *eager, *options.overrides]
 
 
-def run_command(command: Callable[[], None], traceback: bool) -> int:
-    """Run a command; its exit status. A person's mistake is one message on standard error, without a traceback."""
+def run_command(command: Callable[[], None], show_traceback: bool) -> int:
+    """Run a command; its exit status. An ending is one message on standard error, below a traceback if wanted."""
     try:
         command()
     except RunEnded as ending:
-        if traceback:
-            raise
         sys.stdout.flush()
+        if show_traceback:
+            traceback.print_exc()
         print(f"bloodcell-dist: {ending}", file=sys.stderr)
         return ending.exit_status
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +24,42 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
     Values of overrides are read as YAML (`null`, `[a, b]`, `1e-4`, `true`). Raises UserError.
     """
     raw = read_yaml(Path(path)) if path is not None else {}
-    for text in overrides:
-        _set_key(raw, text)
-    origin = str(path) if path is not None else "--set"
-    return build_settings(raw, origin)
+    overridden = {_set_key(raw, text) for text in overrides}
+    return build_settings(raw, str(path) if path is not None else "--set", overridden)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError for a missing or broken one."""
+    """The mapping in a YAML file, empty sections as empty mappings; UserError for a missing or broken one."""
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give an existing YAML file to --config"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file to --config") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise UserError(
-            f"{path}: holds a {type(raw).__name__}; expected sections such as `train:` with keys below"
-        )
-    return raw
+        raise UserError(f"{path}: holds a {type(raw).__name__}; expected sections such as `train:` with keys below")
+    return {name: {} if section is None else section for name, section in raw.items()}
 
 
-def build_settings(raw: dict[str, Any], origin: str) -> Settings:
-    """Checked settings from a raw mapping; `origin` names its source in messages. Raises UserError."""
+def build_settings(raw: dict[str, Any], origin: str, overridden: Collection[str] = ()) -> Settings:
+    """Checked settings from a raw mapping. Raises UserError.
+
+    Args:
+        raw: sections of keys.
+        origin: names its source in messages.
+        overridden: keys `section.name` that came from `--set` instead.
+    """
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
-        raise UserError("\n".join(_explain_all(error.errors(), origin))) from None
+        raise UserError("\n".join(_explain_all(error.errors(), origin, overridden))) from None
 
 
 def dump_yaml(settings: Settings) -> str:
     """The settings as YAML text that `load_settings` reads back to an equal object."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def replace(settings: Settings, changes: dict[str, Any]) -> Settings:
@@ -80,77 +80,98 @@ def differences(first: Settings, second: Settings) -> Iterator[tuple[str, Any, A
                 yield f"{section}.{name}", one[section][name], two[section][name]
 
 
+_WORDS = {
+    "string_type": 'text; what looks like a number or true or false needs quotes: "123"',
+    "tuple_type": "a list, such as [a, b]",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_too_short": "text that is not empty; for none write null",
+}
+"""What pydantic says in Python's words."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers and booleans, where PyYAML's are 1.1's; a key given twice is an error."""
+    """Reads plain values as YAML 1.2 does, where PyYAML does as 1.1; a key given twice is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
         for name in names:
             if names.count(name) > 1:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {name!r} is given twice", problem_mark=node.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {name!r} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
-
-# Without 1.1's booleans, which make `xla: off` false.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+    def construct_yaml_int(self, node: Any) -> int:
+        return int(self.construct_scalar(node))
 
 
-def _set_key(raw: dict[str, Any], text: str) -> None:
-    """Apply one `section.key=value` to the raw mapping, in place."""
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or `_Loader` would read as something else."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+# YAML 1.2's core schema. By 1.1 `xla: off` is false, 1e-4 text, 010 eight, 1:30 ninety and 2024-01-01 a date.
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _set_key(raw: dict[str, Any], text: str) -> str:
+    """Apply one `section.key=value` to the raw mapping, in place; the key."""
     key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    key = key.strip()
+    if not equals or not key:
         raise UserError(f"--set {text}: expected section.key=value, for example --set train.epochs=5")
-    if len(parts) != 2:
-        raise UserError(f"--set {text}: a key has two parts, section.key{_closest(key, _all_keys())}")
-    if parts[0] not in Settings.model_fields or parts[1] not in _fields_of(parts[0]):
-        raise UserError(f"--set {text}: unknown key {key.strip()}{_closest(key, _all_keys())}")
+    if key not in _all_keys():
+        raise UserError(f"--set {text}: unknown key {key}{_closest(key)}")
+    if not value.strip():
+        raise UserError(f"--set {text}: has no value (an empty shell variable?); write {key}=null for none")
     try:
-        parsed = yaml.load(value, _Loader) if value.strip() else None
-    except yaml.YAMLError:
+        parsed = yaml.load(value, _Loader)
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"--set {text}: the value is not YAML; quote text with special characters") from None
-    section = raw.setdefault(parts[0], {})
-    if section is None:
-        section = raw[parts[0]] = {}
-    if not isinstance(section, dict):
-        raise UserError(f"{parts[0]}: holds {section!r}; expected keys below it")
-    section[parts[1]] = parsed
+    section, name = key.split(".")
+    if not isinstance(raw.setdefault(section, {}), dict):
+        raise UserError(f"{section}: holds {raw[section]!r}; expected keys below it")
+    raw[section][name] = parsed
+    return key
 
 
-def _explain_all(problems: Sequence[Any], origin: str) -> Iterator[str]:
+def _explain_all(problems: Sequence[Any], origin: str, overridden: Collection[str]) -> Iterator[str]:
     """One line for each wrong key; the alternatives of a union type (`number or auto`) are joined."""
     by_key: dict[str, list[Any]] = {}
     for problem in problems:
         by_key.setdefault(".".join(str(part) for part in problem["loc"][:2]), []).append(problem)
     for key, group in by_key.items():
-        text = _explain(key, group[0], origin)
-        yield " or ".join([text, *(problem["msg"].removeprefix("Input should be ") for problem in group[1:])])
+        yield f"{'--set' if key in overridden else origin}: {_explain(key, group)}"
 
 
-def _explain(key: str, problem: Any, origin: str) -> str:
+def _explain(key: str, problems: Sequence[Any]) -> str:
     """What was received for a key and what is expected."""
-    if problem["type"] == "extra_forbidden":
-        known = _all_keys() if "." in key else list(Settings.model_fields)
-        return f"{origin}: unknown key {key}{_closest(key, known)}"
+    problem = problems[0]
+    if problem["type"] in ("extra_forbidden", "invalid_key"):
+        return f"unknown key {key}{_closest(key)}"
     if problem["type"] == "value_error":
-        return f"{origin}: {problem['ctx']['error']}"
+        return str(problem["ctx"]["error"])
     if problem["type"] == "model_type":
-        return f"{origin}: {key}={problem['input']!r}; expected keys below it, such as {key}.{_fields_of(key)[0]}"
+        return f"{key}={problem['input']!r}; expected keys below it, such as {key}.{_fields_of(key)[0]}"
+    expected = " or ".join(dict.fromkeys(_expected(problem) for problem in problems))
+    return f"{key}={problem['input']!r} is not possible: input should be {expected}"
+
+
+def _expected(problem: Any) -> str:
+    """What pydantic wants, in words for people who do not write Python."""
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{origin}: {key}={problem['input']!r} is not possible: {message}"
+    return _WORDS.get(problem["type"], message.removeprefix("input should be "))
 
 
 def _fields_of(section: str) -> list[str]:
@@ -161,11 +182,16 @@ def _all_keys() -> list[str]:
     return [f"{section}.{name}" for section in Settings.model_fields for name in _fields_of(section)]
 
 
-def _closest(key: str, known: list[str]) -> str:
-    """`; did you mean …?` for a mistyped key, comparing whole keys first, then the last part alone."""
-    match = difflib.get_close_matches(key.strip(), known, 1, 0.6)
-    if not match:
-        last = key.strip().split(".")[-1]
-        names = {name.split(".")[-1]: name for name in known}
-        match = [names[name] for name in difflib.get_close_matches(last, list(names), 1, 0.6)]
-    return f"; did you mean {match[0]}?" if match else f"; known are {', '.join(known)}"
+def _closest(key: str) -> str:
+    """`; did you mean …?` for a mistyped key: one of its section, else a section, else one of any section."""
+    sections = list(Settings.model_fields)
+    section, last = key.split(".")[0], key.split(".")[-1]
+    if section in sections:
+        here = {name: f"{section}.{name}" for name in _fields_of(section)}
+    else:
+        here = {name: name for name in sections}
+    everywhere = {name.split(".")[1]: name for name in _all_keys()}
+    for names in (here, everywhere):
+        for match in difflib.get_close_matches(last, names, 1):
+            return f"; did you mean {names[match]}?"
+    return f"; known are {', '.join(here.values())}"

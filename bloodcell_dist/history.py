@@ -25,9 +25,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         row = parse_object(line)
         if row is None:
-            raise UserError(
-                f"{path}: line {number} is not a JSON object; remove that line by hand and run again"
-            )
+            raise UserError(f"{path}: line {number} is not a JSON object; remove that line by hand and run again")
         rows.append(row)
     return rows
 

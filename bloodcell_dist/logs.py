@@ -11,6 +11,8 @@ from pathlib import Path
 import tqdm
 
 PACKAGE = "bloodcell_dist"
+FILE_ONLY = {"file_only": True}
+"""As `extra` of a record: for log.txt, not for the terminal."""
 
 
 class _AboveTheBar(logging.StreamHandler):
@@ -55,6 +57,7 @@ def console() -> Iterator[None]:
     """Print the package's log while inside, and keep it for a `log_file` opened later."""
     handler = _AboveTheBar()
     handler.setFormatter(_Plain())
+    handler.addFilter(lambda record: not hasattr(record, "file_only"))
     with _attached(handler), _attached(_early):
         yield
     _early.records.clear()

@@ -1,4 +1,4 @@
-"""Stateless random numbers: the same bits for the same (seed, step, position, stream), on any device, at any world size.
+"""Stateless random numbers: equal bits for equal (seed, step, position, stream), on any device, at any world size.
 
 Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011;
 the published known answers are in the tests), written in TensorFlow's uint32 operations. TensorFlow's own stateless ops

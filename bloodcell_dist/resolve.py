@@ -6,6 +6,7 @@ the same after moving to another machine.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,10 @@ from bloodcell_dist.config import differences, replace
 from bloodcell_dist.data.sources import detect_source
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_CELLS = ("data.path", "data.test_path")
 
 EPOCHS_ON_GPU = 30
 EPOCHS_ON_CPU = 4
@@ -61,16 +66,10 @@ def resolve(
     choices = _Choices()
     _choose_data(settings, environ, folder, choices)
     if settings.model.backbone == "auto":
-        choices.take(
-            "model.backbone", "mobilenetv3small", "the smallest network that does well on single cells"
-        )
+        choices.take("model.backbone", "mobilenetv3small", "the smallest network that does well on single cells")
     if settings.train.epochs == "auto":
         epochs = EPOCHS_ON_GPU if machine.num_gpus else EPOCHS_ON_CPU
-        why = (
-            "the usual length"
-            if machine.num_gpus
-            else "no GPU here, so a short run; set train.epochs for a real one"
-        )
+        why = "the usual length" if machine.num_gpus else "no GPU here, so a short run; set train.epochs for a real one"
         choices.take("train.epochs", epochs, why)
     _choose_numerics(settings, machine, choices)
     if settings.distribute.strategy == "auto":
@@ -81,20 +80,33 @@ def resolve(
 def keep_choices(given: Settings, resolved: Settings, saved: Settings, run_folder: Path) -> Settings:
     """The saved settings of a run, if the command given agrees with them; UserError names what differs.
 
-    Where the command leaves a choice open (`auto`), the run keeps the one it made at its start.
+    Where the command leaves a choice open (`auto`), the run keeps the one it made at its start, and a line in the log
+    tells what it would be now. Places follow the command, since a job's scratch folder has another name each time;
+    whether the same training cells lie there is told by their fingerprint.
     """
-    raw = given.model_dump(mode="json")
+    moved: dict[str, Any] = {}
+    same_source = resolved.data.source == saved.data.source
     for key, new, old in differences(resolved, saved):
-        section, name = key.split(".")
-        if raw[section][name] == "auto" or (
-            key == "data.path" and raw["data"]["source"] == "auto" and not raw["data"]["path"]
-        ):
-            continue
-        raise UserError(
-            f"{run_folder}: this run was started with {key}={old!r}, now {key}={new!r}; "
-            f"go on with {old!r}, or give another --run-dir for a new run"
-        )
-    return saved
+        is_place = key == "data.cache_dir" or (key in _CELLS and bool(new and old) and same_source)
+        if _is_open(key, given) and not (is_place and not Path(old).exists()):
+            log.info("%s = %s, chosen when the run began, is kept; it would now be %s", key, old, new)
+        elif is_place:
+            log.info("%s is now %s, it was %s", key, new, old)
+            moved[key] = new
+        else:
+            raise UserError(
+                f"{run_folder}: this run was started with {key}={old!r}, now {key}={new!r}; "
+                f"go on with {old!r}, or give another --run-dir for a new run"
+            )
+    return replace(saved, moved)
+
+
+def _is_open(key: str, given: Settings) -> bool:
+    """Whether the command leaves the choice of a key to `resolve`."""
+    if key == "data.path":
+        return given.data.source == "auto" and given.data.path is None
+    section, name = key.split(".")
+    return bool(getattr(getattr(given, section), name) == "auto")
 
 
 def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, choices: _Choices) -> None:
@@ -102,21 +114,31 @@ def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, c
     for name in ("path", "test_path", "cache_dir"):
         value = getattr(data, name)
         if value is not None:
-            choices.changes[f"data.{name}"] = os.path.abspath(folder / Path(value).expanduser())
+            choices.changes[f"data.{name}"] = _absolute(value, folder)
     if data.source != "auto":
         return
     if data.path is not None:
-        path, why = choices.changes["data.path"], "told by its content"
+        path, why = data.path, "told by its content"
     elif environ.get("BLOODCELL_DATA"):
         path, why = environ["BLOODCELL_DATA"], "from $BLOODCELL_DATA"
     elif (folder / "training_set.npz").exists():
-        path, why = str(folder / "training_set.npz"), "found in the working folder"
+        path, why = "training_set.npz", "found in the working folder"
     else:
         why = "neither data.path nor $BLOODCELL_DATA nor a training_set.npz here; DRAWN cells, not real ones"
         choices.take("data.source", "synthetic", why)
         return
-    choices.changes["data.path"] = os.path.abspath(folder / Path(path).expanduser())
-    choices.take("data.source", detect_source(choices.changes["data.path"]), f"{path}, {why}")
+    path = _absolute(path, folder)
+    try:
+        source = detect_source(path)
+    except UserError as error:
+        raise UserError(f"{error} ({why})") from None
+    choices.changes["data.path"] = path
+    choices.take("data.source", source, f"{path}, {why}")
+
+
+def _absolute(path: str, folder: Path) -> str:
+    """A path as the user means it: `~` is the home folder, and relative ones start in the working folder."""
+    return os.path.abspath(folder / os.path.expanduser(path))
 
 
 def _choose_numerics(settings: Settings, machine: Machine, choices: _Choices) -> None:
@@ -124,15 +146,11 @@ def _choose_numerics(settings: Settings, machine: Machine, choices: _Choices) ->
         if not machine.num_gpus:
             choices.take("train.precision", "float32", "no GPU here")
         elif machine.bfloat16:
-            choices.take(
-                "train.precision", "mixed_bfloat16", "the GPU computes bfloat16, which needs no loss scaling"
-            )
+            choices.take("train.precision", "mixed_bfloat16", "the GPU computes bfloat16, which needs no loss scaling")
         else:
             choices.take("train.precision", "mixed_float16", "the GPU has no bfloat16")
     if settings.train.xla == "auto":
         if machine.num_gpus:
             choices.take("train.xla", "on", "a GPU is here")
         else:
-            choices.take(
-                "train.xla", "parts", "on CPUs XLA speeds up augmentation and update, but slows convolutions"
-            )
+            choices.take("train.xla", "parts", "on CPUs XLA speeds up augmentation and update, but slows convolutions")

@@ -247,8 +247,7 @@ class RunDir:
 
     def _unusable(self, error: OSError) -> UserError:
         return UserError(
-            f"{self.path}: cannot be used as a run folder ({error.strerror}); "
-            "give a folder that you may write to"
+            f"{self.path}: cannot be used as a run folder ({error.strerror}); give a folder that you may write to"
         )
 
 

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bloodcell_dist.resolve import Machine
 
 
-def _import_tensorflow_quietly() -> None:
-    """TensorFlow 2.18 registers its CUDA plug-ins twice and complains of it straight to file descriptor 2, on every
-    start, before any log level counts. What it writes there while it is imported is shown only if the import fails.
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Hold back what is written to file descriptor 2; it is shown only if the block fails.
+
+    TensorFlow 2.18 registers its CUDA plug-ins twice and complains on every import, and XLA announces its first
+    program; both write straight to the descriptor and heed no log level.
     """
-    if "tensorflow" in sys.modules:
-        return
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
-            import tensorflow  # noqa: F401
+            yield
         except BaseException:
             file.seek(0)
             os.write(kept, file.read())
@@ -35,25 +38,30 @@ def _import_tensorflow_quietly() -> None:
             os.close(kept)
 
 
-_import_tensorflow_quietly()
+with _silenced():
+    import keras
+    import tensorflow as tf
+
+
+@tf.function(jit_compile=True, autograph=False)
+def _first_xla_program() -> tf.Tensor:
+    """XLA announces itself with the first program of a process."""
+    return tf.constant(0)
 
 
 def look_at_machine() -> Machine:
     """What TensorFlow sees; lets GPU memory grow as needed."""
-    import tensorflow as tf
-
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
+    with _silenced():
+        _first_xla_program()
     capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus]
     return Machine(len(gpus), bool(gpus) and all(c is not None and c >= (8, 0) for c in capabilities))
 
 
 def configure(*, precision: str, deterministic: bool, eager: bool) -> None:
     """Set Keras' precision policy and TensorFlow's determinism and eager mode for this process."""
-    import keras
-    import tensorflow as tf
-
     keras.mixed_precision.set_dtype_policy(precision)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -62,8 +70,6 @@ def configure(*, precision: str, deterministic: bool, eager: bool) -> None:
 
 def describe_environment() -> dict[str, Any]:
     """Versions, devices, host and git state, for environment.json."""
-    import tensorflow as tf
-
     names = ("bloodcell_dist", "tensorflow", "keras", "keras-cv", "numpy", "horovod")
     return {
         "python": platform.python_version(),

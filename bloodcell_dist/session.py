@@ -149,6 +149,7 @@ class Session:
         log.info(self.arithmetic())
         if self.data.cleaning is not None:
             log.info(self.data.cleaning.summary())
+        if self.data.cleaning is not None and not self.run.cleaning.exists():
             write_cleaning_report(self.data.cleaning, self.data.loaded, self.run.path)
         atomic_write_json(self.run.environment, describe_environment())
         checkpoint = self._checkpoints.newest()
@@ -272,8 +273,8 @@ class Session:
         sets = {"as found": self.data.loaded, "training": self.data.train, "validation": self.data.val}
         counts = {name: cells.class_counts() for name, cells in sets.items()}
         order = self.plan.epoch_order(0)
-        counts["one epoch, balanced" if self.settings.data.balance == "oversample" else "one epoch"] = (
-            np.bincount(self.data.train.labels[order], minlength=len(self.data.train.class_names))
+        counts["one epoch, balanced" if self.settings.data.balance == "oversample" else "one epoch"] = np.bincount(
+            self.data.train.labels[order], minlength=len(self.data.train.class_names)
         )
         if self.data.test is not None:
             counts["test"] = self.data.test.class_counts()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 BLOOD_CELLS = (
     "basophil",
@@ -22,9 +23,20 @@ BLOOD_CELLS = (
 )
 METRICS = ("loss", "accuracy", "precision", "recall", "auc", "macro_f1", "balanced_accuracy")
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
+
+def _number(value: object) -> object:
+    """Refuses what pydantic would make a number of: `true` is no 1, and text is a mistake."""
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("number", "input should be a number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_number)]
+Float = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[Int, Field(gt=0)]
+Fraction = Annotated[Float, Field(ge=0, lt=1)]
+NonNegative = Annotated[Float, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -39,31 +51,31 @@ class Data(Section):
     """Where the cells come from and how they are cleaned, split and balanced."""
 
     source: Literal["auto", "npz", "medmnist", "folder", "synthetic"] = "auto"
-    path: str | None = None
+    path: Text | None = None
     """File or folder of the training cells."""
-    test_path: str | None = None
+    test_path: Text | None = None
     """An independent test set, never used for choosing anything."""
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[Text, ...] | None = None
     """Names in label order; none takes the eight blood cells, or a folder's own names."""
-    image_size: Annotated[int, Field(ge=16, le=1024)] = 96
+    image_size: Annotated[Int, Field(ge=16, le=1024)] = 96
     """Side of the square pictures, pixels."""
     crop: Positive | None = None
     """Central crop in pixels before resizing (PBC pictures: 200)."""
-    cache_dir: str | None = None
+    cache_dir: Text | None = None
     """Where decoded sets are kept; none is the user's cache folder."""
     clean: bool = True
-    val_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
-    folds: Annotated[int, Field(ge=2)] | None = None
-    fold: Annotated[int, Field(ge=0)] | None = None
-    group_column: str | None = None
+    val_fraction: Annotated[Float, Field(gt=0, lt=0.9)] = 0.1
+    folds: Annotated[Int, Field(ge=2)] | None = None
+    fold: Annotated[Int, Field(ge=0)] | None = None
+    group_column: Text | None = None
     """Column (folder: groups.csv) or array (npz) that names what must not be split, a patient say."""
     group_near_duplicates: bool = True
     balance: Literal["none", "oversample", "class_weights"] = "none"
     target_per_class: Positive | None = 5500
     """Examples of each class in an epoch under oversample; null is the largest class."""
-    synthetic_examples: Annotated[int, Field(ge=200)] = 3000
+    synthetic_examples: Annotated[Int, Field(ge=200)] = 3000
     """Size of the built-in drawn set; its test set is a quarter of that."""
-    max_examples: Annotated[int, Field(ge=16)] | None = None
+    max_examples: Annotated[Int, Field(ge=16)] | None = None
     """Keep so many examples of training, validation and test set each, drawn evenly; for trying things out."""
 
     @model_validator(mode="after")
@@ -86,7 +98,7 @@ class Augment(Section):
 
     policy: Literal["none", "light", "seed"] = "light"
     engine: Literal["fused", "kerascv"] = "fused"
-    magnitude: Annotated[float, Field(ge=0, le=1)] | None = None
+    magnitude: Annotated[Float, Field(ge=0, le=1)] | None = None
     """Strength of the changes, 0 to 1; none is the policy's own, 0.5."""
 
 
@@ -101,18 +113,18 @@ class Optimizer(Section):
     """Update rule, schedule and loss."""
 
     name: Literal["lion", "adamw", "sgd"] = "lion"
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    learning_rate: Annotated[Float, Field(gt=0)] = 3e-4
     weight_decay: NonNegative = 0.1
     """Decoupled: each update shrinks a weight by learning_rate x weight_decay; not for biases and norms."""
     momentum: Fraction = 0.9
     """Of sgd."""
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: NonNegative = 0.5
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    clip_norm: Annotated[Float, Field(gt=0)] | None = 1.0
     label_smoothing: Fraction = 0.05
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     focal_gamma: NonNegative = 2.0
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.998
+    ema_decay: Annotated[Float, Field(gt=0, lt=1)] | None = 0.998
     """Of the moving average of weights that is evaluated and exported; null turns it off."""
     accumulate_steps: Positive = 1
 
@@ -125,7 +137,7 @@ class Train(Section):
     """Ends the run after so many updates; the schedule still spans train.epochs."""
     global_batch_size: Positive = 64
     """Examples per update over all replicas and accumulation steps."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[Int, Field(ge=0, lt=2**31)] = 0
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
     xla: Literal["auto", "on", "parts", "off"] = "auto"
     """on: the whole step; parts: augmentation and update, not the network; auto: on for GPUs, parts for CPUs."""
@@ -156,7 +168,7 @@ class Evaluate(Section):
     """How the result is measured."""
 
     batch_size_per_replica: Positive = 256
-    bootstrap: Annotated[int, Field(ge=0)] = 1000
+    bootstrap: Annotated[Int, Field(ge=0)] = 1000
     """Resamples for the 95% intervals of the test metrics; 0 leaves them out."""
     select_by: Literal["macro_f1", "accuracy", "balanced_accuracy", "auc", "loss"] = "macro_f1"
     """Validation metric that names the best epoch."""

@@ -7,12 +7,14 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from bloodcell_dist import logs
+from bloodcell_dist.atomic import atomic_write_json
 from bloodcell_dist.config import dump_yaml, load_settings
 from bloodcell_dist.data.prepare import Prepared, Source, prepare
-from bloodcell_dist.errors import UserError
+from bloodcell_dist.errors import RunEnded, UserError
 from bloodcell_dist.resolve import Machine, keep_choices, resolve
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.settings import Settings
@@ -38,9 +40,7 @@ def run_folder(asked: str | None, settings: Settings, debug: bool) -> RunDir:
     return RunDir(Path("runs", f"{settings.model.backbone}-{digest}"))
 
 
-def open_run(
-    stack: contextlib.ExitStack, run: RunDir, given: Settings, settings: Settings
-) -> tuple[Settings, bool]:
+def open_run(stack: contextlib.ExitStack, run: RunDir, given: Settings, settings: Settings) -> tuple[Settings, bool]:
     """Take up a run that has begun: lock it, go on with its settings. (settings to use, whether it had begun).
 
     A folder that holds no run yet is only looked at, so that nothing is left behind if the settings or the cells
@@ -49,22 +49,43 @@ def open_run(
     if not run.config.exists():
         run.check()
         return settings, False
-    run.create()
-    stack.enter_context(run.lock())
-    stack.enter_context(logs.log_file(run.log))
-    return keep_choices(given, settings, load_settings(run.config), run.path), True
+    _enter(stack, run)
+    settings = keep_choices(given, settings, load_settings(run.config), run.path)
+    stack.enter_context(_recorded_ending(run))
+    return settings, True
 
 
 def found_run(stack: contextlib.ExitStack, run: RunDir, settings: Settings) -> None:
     """Make the folder of a new run and put its settings there; locked until the stack closes."""
+    _enter(stack, run)
+    if run.config.exists():
+        raise UserError(f"{run.path}: another process began this run at the same moment; run the command again")
+    run.write_config(dump_yaml(settings))
+    stack.enter_context(_recorded_ending(run))
+
+
+def _enter(stack: contextlib.ExitStack, run: RunDir) -> None:
+    """Lock a run and log into it until the stack closes."""
     run.create()
     stack.enter_context(run.lock())
-    if run.config.exists():
-        raise UserError(
-            f"{run.path}: another process began this run at the same moment; run the command again"
-        )
-    run.write_config(dump_yaml(settings))
     stack.enter_context(logs.log_file(run.log))
+
+
+@contextlib.contextmanager
+def _recorded_ending(run: RunDir) -> Iterator[None]:
+    """Keep status.json: launchers change exit statuses, this file carries the reason past them."""
+    atomic_write_json(run.status, {"state": "running", "exit_status": None, "message": ""})
+    state, exit_status, message = "done", 0, ""
+    try:
+        yield
+    except BaseException as error:
+        exit_status = error.exit_status if isinstance(error, RunEnded) else 1
+        state = {2: "bad input", 3: "training failed", 75: "stopped, checkpoint saved"}.get(exit_status, "failed")
+        message = str(error) or type(error).__name__
+        log.error(message, extra=logs.FILE_ONLY)  # the command line prints it
+        raise
+    finally:
+        atomic_write_json(run.status, {"state": state, "exit_status": exit_status, "message": message})
 
 
 def load_data(settings: Settings) -> Prepared:

@@ -38,12 +38,13 @@ def train(options: argparse.Namespace) -> None:
             return
 
         # 3. The cells, loaded, cleaned and split; then the network and its optimizer.
+        data = load_data(settings)
         configure(
             precision=settings.train.precision,
             deterministic=settings.train.deterministic and settings.augment.engine == "fused",
             eager=settings.train.eager,
         )
-        session = Session(settings, run, load_data(settings))
+        session = Session(settings, run, data)
 
         # 4. All is well so far, so the run folder may be made.
         if not begun:
@@ -59,9 +60,7 @@ def train(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m bloodcell_dist.train`; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bloodcell_dist.train", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m bloodcell_dist.train", description=__doc__.splitlines()[0])
     add_train_options(parser)
     options = parser.parse_args(arguments)
     with logs.console():

@@ -49,9 +49,7 @@ class GeometricAugmentation(StatelessAugmentation):
             return recoloured
         return tf.where(self.chosen(draws)[:, None, None, None], recoloured, images)
 
-    def transform(
-        self, images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def transform(self, images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         affine = self.chosen_affine(draws, *picture_size(images))
         images = self.chosen_recolour(images, draws)
         return geometry.warp(images, affine, self.fill_mode, self.fill_value), labels
@@ -108,10 +106,7 @@ class RandomAffine(GeometricAugmentation):
 
     def affine(self, draws: tf.Tensor, height: int, width: int) -> Affine:
         flip_x, flip_y, quarter, *rest = tf.unstack(draws, axis=1)
-        value = {
-            name: in_range(draw, bounds)
-            for draw, (name, bounds) in zip(rest, self.ranges.items(), strict=True)
-        }
+        value = {name: in_range(draw, bounds) for draw, (name, bounds) in zip(rest, self.ranges.items(), strict=True)}
         zoom = 1.0 + value["zoom"]
         steps = [
             geometry.scale(_sign(flip_x < self.flip_horizontal), _sign(flip_y < self.flip_vertical)),
@@ -138,8 +133,7 @@ class SharedWarp(StatelessAugmentation):
     """Geometric and colour layers with all moves joined in one resampling at the end.
 
     Faster, and sharper than to interpolate repeatedly. Colours change first, in the layers' order; that commutes with
-    moving pixels but for interpolation and for means over reflected borders. (Colours after the warp would cost more
-    than the colours before it: XLA copies the warp's gathers into each of their passes.)
+    moving pixels but for interpolation and for means over reflected borders.
     """
 
     def __init__(

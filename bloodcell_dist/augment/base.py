@@ -41,6 +41,7 @@ class StatelessAugmentation(VectorizedBaseImageAugmentationLayer):
         kwargs.setdefault("dtype", "float32")  # pictures keep their bits under a mixed-precision policy
         # KerasCV takes seeds None and 0 for the global generator, which deterministic TensorFlow refuses to make.
         super().__init__(seed=1, **kwargs)
+        self.built = True  # no weights; Keras warns of unbuilt layers inside others
         self.probability = float(probability)
         self.seed = seed
         plain_seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
@@ -55,9 +56,7 @@ class StatelessAugmentation(VectorizedBaseImageAugmentationLayer):
         """Transform every example; draws: float32 [B, parameter_draws]."""
         raise NotImplementedError(f"{type(self).__name__} must implement apply()")
 
-    def transform(
-        self, images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def transform(self, images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Augment a batch; a pure function.
 
         Args:
@@ -86,9 +85,7 @@ class StatelessAugmentation(VectorizedBaseImageAugmentationLayer):
     def get_random_transformation_batch(self, batch_size: tf.Tensor, **kwargs: Any) -> dict[str, tf.Tensor]:
         return {"draws": self._random_generator.uniform((batch_size, self.num_draws))}
 
-    def augment_images(
-        self, images: tf.Tensor, transformations: dict[str, tf.Tensor], **kwargs: Any
-    ) -> tf.Tensor:
+    def augment_images(self, images: tf.Tensor, transformations: dict[str, tf.Tensor], **kwargs: Any) -> tf.Tensor:
         no_labels = tf.zeros((tf.shape(images)[0], 1))
         return self.transform(images, no_labels, transformations["draws"])[0]
 
@@ -121,9 +118,7 @@ def picture_size(images: tf.Tensor) -> tuple[int, int]:
     """(H, W) of images [B, H, W, 3] as Python ints; ValueError where they are not known when traced."""
     height, width = images.shape[1:3]
     if height is None or width is None:
-        raise ValueError(
-            f"height and width of the images must be known when traced, got shape {images.shape}"
-        )
+        raise ValueError(f"height and width of the images must be known when traced, got shape {images.shape}")
     return height, width
 
 

@@ -58,9 +58,7 @@ class GridMask(_Erase):
         self.rotation_factor = as_range(rotation_factor, "rotation_factor")
 
     def mask(self, draws: tf.Tensor, height: int, width: int) -> tf.Tensor:
-        ratio, period, shift_x, shift_y, rotation = (
-            draw[:, None, None] for draw in tf.unstack(draws, axis=1)
-        )
+        ratio, period, shift_x, shift_y, rotation = (draw[:, None, None] for draw in tf.unstack(draws, axis=1))
         sides = sorted((0.5 * height, 0.3 * width))
         period = in_range(period, (sides[0], sides[1] + 1.0))
         hole = in_range(ratio, self.ratio_factor) * period
@@ -90,9 +88,7 @@ class RandomCutout(_Erase):
 
     parameter_draws = 4
 
-    def __init__(
-        self, height_factor: tuple[float, float], width_factor: tuple[float, float], **kwargs: Any
-    ) -> None:
+    def __init__(self, height_factor: tuple[float, float], width_factor: tuple[float, float], **kwargs: Any) -> None:
         """height_factor, width_factor: (low, high) shares of the picture's height and width."""
         super().__init__(**kwargs)
         self.height_factor = as_range(height_factor, "height_factor")

@@ -38,9 +38,7 @@ class FourierMix(GroupMix):
         """Smooth random heights, float32 [B, H, W]; draws: float32 [B, parameter_draws - 2]."""
         cutoff = self.cutoff
         if 2 * cutoff + 1 > min(height, width):
-            raise ValueError(
-                f"cutoff {cutoff} needs pictures of {2 * cutoff + 1} pixels, got {height} x {width}"
-            )
+            raise ValueError(f"cutoff {cutoff} needs pictures of {2 * cutoff + 1} pixels, got {height} x {width}")
         rows, columns = np.arange(-cutoff, cutoff + 1), np.arange(cutoff + 1)
         amplitude = self._amplitudes(rows, columns, height, width)
         noise = tf.reshape(randomness.normal(draws), [-1, 2, len(rows), len(columns)])

@@ -74,20 +74,17 @@ class FusedPolicy:
         counts = [layer.num_draws for layer in self.layers]
         draws = randomness.uniform(keys, sum(counts))
         shared = [
-            [False] + [column < layer.batch_draws for column in range(layer.parameter_draws)]
-            for layer in self.layers
+            [False] + [column < layer.batch_draws for column in range(layer.parameter_draws)] for layer in self.layers
         ]
         columns = np.array(list(itertools.chain.from_iterable(shared)))
         return tf.split(tf.where(columns, draws[:1], draws[1:]), counts, axis=1)
 
     def _check(self, images: tf.Tensor, labels: tf.Tensor) -> None:
-        expected = [self.image_size, self.image_size, 3]
-        if images.shape[1:].as_list() != expected:
-            raise ValueError(f"policy {self.name!r} expects images [B, {expected}], got shape {images.shape}")
+        size = self.image_size
+        if images.shape[1:].as_list() != [size, size, 3]:
+            raise ValueError(f"policy {self.name!r} expects images [B, {size}, {size}, 3], got shape {images.shape}")
         if labels.shape[1:].as_list() != [self.num_classes]:
-            raise ValueError(
-                f"policy {self.name!r} expects labels [B, {self.num_classes}], got shape {labels.shape}"
-            )
+            raise ValueError(f"policy {self.name!r} expects labels [B, {self.num_classes}], got shape {labels.shape}")
         batch = images.shape[0]
         if batch is not None and batch % self.group_size:
             raise ValueError(

@@ -41,9 +41,7 @@ def build_policy(
         UserError: unknown name or engine, or a magnitude outside [0, 1].
     """
     if name not in POLICY_NAMES:
-        raise UserError(
-            f"augment.policy={name}: there is no such policy; use one of {', '.join(POLICY_NAMES)}"
-        )
+        raise UserError(f"augment.policy={name}: there is no such policy; use one of {', '.join(POLICY_NAMES)}")
     if engine not in ENGINES:
         raise UserError(f"augment.engine={engine}: there is no such engine; use one of {', '.join(ENGINES)}")
     magnitude = DEFAULT_MAGNITUDE if magnitude is None else magnitude

@@ -160,9 +160,7 @@ def channel_statistics(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tens
 def move_once(operation: Operation, height: int, width: int) -> Affine:
     """The map of each example's geometric operation; identity for the others."""
     signed_level = operation.level * tf.where(operation.spread < 0.0, -1.0, 1.0)
-    sheared = geometry.shear(
-        operation.where("shear_x", signed_level), operation.where("shear_y", signed_level)
-    )
+    sheared = geometry.shear(operation.where("shear_x", signed_level), operation.where("shear_y", signed_level))
     moved = geometry.translation(
         operation.where("translate_x", width * operation.spread),
         operation.where("translate_y", height * operation.spread),

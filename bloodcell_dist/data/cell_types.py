@@ -32,12 +32,12 @@ class CellType:
 CELL_TYPES = {
     "basophil": CellType(
         (20, 30), 0.05, (178, 140, 178), lobed_nucleus((2, 3), (0.4, 0.55)), (98, 60, 138),
-        granules=(60, 240), granule_radius=(0.9, 1.9), granule_opacity=(0.6, 1.0),
+        granules=(40, 240), granule_radius=(0.8, 1.9), granule_opacity=(0.4, 1.0),
     ),
     "eosinophil": CellType(
         (25, 33), 0.03, (218, 170, 172), lobed_nucleus((2, 2, 2, 3), (0.32, 0.46)),
         granule_colour=(206, 120, 112), granules=(110, 260), granule_radius=(1.0, 1.9),
-        granule_opacity=(0.4, 0.9), granules_over_nucleus=False,
+        granule_opacity=(0.2, 0.8), granules_over_nucleus=False,
     ),
     "erythroblast": CellType(
         (14, 26), 0.04, (162, 156, 184), round_nucleus(0.42, 0.78, 0.03, 0.7), (56, 30, 84),
@@ -47,7 +47,7 @@ CELL_TYPES = {
         granules=(4, 200), granule_radius=(0.5, 1.2),
     ),
     "lymphocyte": CellType(
-        (16, 26), 0.05, (136, 134, 190), round_nucleus(0.68, 0.93, 0.05, 0.9), (72, 40, 112),
+        (17, 29), 0.05, (142, 140, 190), round_nucleus(0.68, 0.93, 0.05, 0.9), (72, 40, 112),
         granules=(0, 8),
     ),
     "monocyte": CellType(

@@ -90,8 +90,7 @@ def clean(
         )
     pairs = near_duplicates(dataset.images[kept]) if group_near_duplicates else []
     moved = tuple(
-        NearPair(int(kept[pair.first]), int(kept[pair.second]), pair.orientation, pair.distance)
-        for pair in pairs
+        NearPair(int(kept[pair.first]), int(kept[pair.second]), pair.orientation, pair.distance) for pair in pairs
     )
     groups = _join_groups(pairs, None if dataset.groups is None else dataset.groups[kept], len(kept))
     return CleaningResult(dataset.num_examples, kept.astype(np.int64), tuple(removed), groups, moved)
@@ -123,14 +122,13 @@ def _mass_limits(dataset: ArrayDataset, sets: list[np.ndarray], mass_copies: int
     for label in np.unique(dataset.labels):
         pictures = copies[(dataset.labels == label) & (copies > 0)]
         if pictures.size:
-            limits[label] = mass_copies * int(np.median(pictures))
+            limits[label] = mass_copies * int(np.percentile(pictures, 50, method="lower"))
     return limits
 
 
 def _removals(dataset: ArrayDataset, indices: np.ndarray, reason: str, twin: int) -> list[Removal]:
     return [
-        Removal(int(index), dataset.name_of(index), int(dataset.labels[index]), reason, int(twin))
-        for index in indices
+        Removal(int(index), dataset.name_of(index), int(dataset.labels[index]), reason, int(twin)) for index in indices
     ]
 
 

@@ -44,8 +44,7 @@ def write_cleaning_report(result: CleaningResult, dataset: ArrayDataset, folder:
 
 
 def describe(result: CleaningResult, dataset: ArrayDataset) -> dict[str, Any]:
-    """The content of `cleaning.json`: counts, every removal by index and name, every near-duplicate pair and
-    group."""
+    """The content of `cleaning.json`: counts, every removal by index and name, every near-duplicate pair and group."""
 
     def example(index: int) -> dict[str, Any]:
         label = int(dataset.labels[index])
@@ -83,9 +82,7 @@ def draw_cleaning(result: CleaningResult, dataset: ArrayDataset) -> Figure:
         fontweight="bold",
         color=_INK,
     )
-    figure.text(
-        _MARGIN / width, (top - 0.35) / height, _subtitle(result), va="top", fontsize=10, color=_QUIET
-    )
+    figure.text(_MARGIN / width, (top - 0.35) / height, _subtitle(result), va="top", fontsize=10, color=_QUIET)
     top -= 0.75
     for section in sections:
         _draw_section(figure, section, top)
@@ -100,8 +97,7 @@ def _subtitle(result: CleaningResult) -> str:
         return f"{removed}; no near-duplicates."
     members = sum(len(group) for group in groups)
     return (
-        f"{removed}; {members:,} near-duplicates in {len(groups):,} groups stay, "
-        "each group on one side of the split."
+        f"{removed}; {members:,} near-duplicates in {len(groups):,} groups stay, each group on one side of the split."
     )
 
 
@@ -148,9 +144,7 @@ def _draw_section(figure: Figure, section: _Section, top: float) -> None:
         axes = figure.add_axes((x / width, y / height, _THUMBNAIL / width, _THUMBNAIL / height))
         axes.imshow(picture)
         axes.set_axis_off()
-        figure.text(
-            x / width, (y - 0.05) / height, caption, va="top", fontsize=6.5, color=_QUIET, linespacing=1.3
-        )
+        figure.text(x / width, (y - 0.05) / height, caption, va="top", fontsize=6.5, color=_QUIET, linespacing=1.3)
 
 
 def _rule(left: float, right: float, y: float) -> Line2D:

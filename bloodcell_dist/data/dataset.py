@@ -1,5 +1,4 @@
-"""`ArrayDataset`, the one form in which every source hands its cells on, and the checks that all sources
-share."""
+"""`ArrayDataset`, the one form in which every source hands its cells on, and the checks that all sources share."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,8 +11,7 @@ from bloodcell_dist.errors import UserError
 TRAIN, VAL, TEST = 0, 1, 2  # values of ArrayDataset.partition
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
-"""Makes the uint8 array of the given shape that a source writes its pictures to: in memory, or a cache file's
-map."""
+"""Makes the uint8 array of the given shape that a source writes its pictures to: in memory, or a cache file's map."""
 
 _HASH_BLOCK = 1024  # examples hashed at a time, so that a memory-mapped set is never read whole into memory
 
@@ -46,9 +44,7 @@ class ArrayDataset:
         if self.groups is not None:
             _check_vector(self.groups, np.dtype(np.int64), self.num_examples, "groups")
         if self.names is not None and len(self.names) != self.num_examples:
-            raise UserError(
-                f"names: {len(self.names)} names for {self.num_examples} images; expected one each"
-            )
+            raise UserError(f"names: {len(self.names)} names for {self.num_examples} images; expected one each")
         if self.partition is not None:
             _check_vector(self.partition, np.dtype(np.int8), self.num_examples, "partition")
             if not np.isin(self.partition, (TRAIN, VAL, TEST)).all():
@@ -67,8 +63,7 @@ class ArrayDataset:
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     def take(self, indices: np.ndarray | Sequence[int]) -> "ArrayDataset":
-        """The chosen examples in the given order, images copied; their names keep telling where they came
-        from."""
+        """The chosen examples in the given order, images copied; their names keep telling where they came from."""
         chosen = np.asarray(indices, np.int64)
         return ArrayDataset(
             images=np.asarray(self.images[chosen]),
@@ -80,8 +75,7 @@ class ArrayDataset:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of shape, images, labels and class names: equal exactly when a run sees the same
-        data."""
+        """SHA-256 (hex) of shape, images, labels and class names: equal exactly when a run sees the same data."""
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
         for start in range(0, self.num_examples, _HASH_BLOCK):
             digest.update(np.ascontiguousarray(self.images[start : start + _HASH_BLOCK]).data)
@@ -97,9 +91,7 @@ def in_memory(shape: tuple[int, ...]) -> np.ndarray:
 def check_class_names(class_names: Sequence[str]) -> None:
     """At least two names, all different."""
     if len(class_names) < 2 or len(set(class_names)) != len(class_names):
-        raise UserError(
-            f"class_names={list(class_names)}: expected two or more different names in label order"
-        )
+        raise UserError(f"class_names={list(class_names)}: expected two or more different names in label order")
 
 
 def check_images(shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
@@ -130,9 +122,7 @@ def to_labels(values: np.ndarray, num_examples: int, where: str) -> np.ndarray:
             "If the labels are one-hot: labels.argmax(axis=1)"
         )
     if values.shape not in ((num_examples,), (num_examples, 1)):
-        raise UserError(
-            f"{where} has shape {values.shape}; expected ({num_examples},): one label per picture"
-        )
+        raise UserError(f"{where} has shape {values.shape}; expected ({num_examples},): one label per picture")
     return values.reshape(-1).astype(np.int64)
 
 

@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFilter
 FRAME = 96  # the picture size that all lengths refer to
 _OVERSAMPLING = 2
 _ANGLES = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+_COSINES, _SINES = np.cos(_ANGLES), np.sin(_ANGLES)
+_FROM_ZERO = np.abs((_ANGLES + np.pi) % (2 * np.pi) - np.pi)
 _WAVES = np.arange(2, 6)[:, None]  # waves per turn that make an outline irregular
 
 
@@ -44,9 +46,7 @@ class Mask:
         self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=round(255 * value))
 
     def line(self, points: np.ndarray, width: float) -> None:
-        self._draw.line(
-            (points * self._scale).ravel().tolist(), fill=255, width=max(1, round(width * self._scale))
-        )
+        self._draw.line((points * self._scale).ravel().tolist(), fill=255, width=max(1, round(width * self._scale)))
 
     def pixels(self, blur: float = 0.0) -> np.ndarray:
         """float32 [S, S] in [0, 1], its edges softened by `blur` frame pixels."""
@@ -56,9 +56,7 @@ class Mask:
         return np.asarray(canvas, np.float32) / 255
 
 
-def outline(
-    cell: Cell, rng: np.random.Generator, wobble: float, stretch: float = 1.0, dent: float = 0.0
-) -> np.ndarray:
+def outline(cell: Cell, rng: np.random.Generator, wobble: float, stretch: float = 1.0, dent: float = 0.0) -> np.ndarray:
     """A closed irregular outline, float64 [K, 2].
 
     wobble: size of the irregularities relative to the radius. stretch: long to short axis. dent: depth of one
@@ -66,9 +64,8 @@ def outline(
     """
     amplitude = rng.normal(0, wobble, (4, 1)) / (_WAVES - 1)
     radii = 1 + (amplitude * np.cos(_WAVES * _ANGLES + rng.uniform(0, 2 * np.pi, (4, 1)))).sum(0)
-    distance = np.abs((_ANGLES + np.pi) % (2 * np.pi) - np.pi)
-    radii = cell.radius * (radii - dent * np.exp(-((distance / 0.55) ** 2)))
-    flat = np.stack([np.cos(_ANGLES) * radii / np.sqrt(stretch), np.sin(_ANGLES) * radii * np.sqrt(stretch)])
+    radii = cell.radius * (radii - dent * np.exp(-((_FROM_ZERO / 0.55) ** 2)))
+    flat = np.stack([_COSINES * radii / np.sqrt(stretch), _SINES * radii * np.sqrt(stretch)])
     return (_turn(cell.angle) @ flat).T + np.array([cell.x, cell.y])
 
 
@@ -117,8 +114,7 @@ def dented_nucleus(low: float, high: float, dent_low: float, dent_high: float) -
 
 
 def lobed_nucleus(lobes: tuple[int, ...], size: tuple[float, float], band: float = 0.0) -> Nucleus:
-    """Lobes of `size` cell radii on an arc, joined by bridges; with probability `band` one thick unbroken
-    arc."""
+    """Lobes of `size` cell radii on an arc, joined by bridges; with probability `band` one thick unbroken arc."""
 
     def draw(mask: Mask, cell: Cell, rng: np.random.Generator) -> None:
         count = int(rng.choice(lobes))

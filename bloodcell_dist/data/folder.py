@@ -62,9 +62,7 @@ def list_class_folders(root: Path, class_names: Sequence[str] | None) -> ClassFo
         labels += [label] * len(pictures)
         ignored += others
     if ignored:
-        _log.warning(
-            "%s: passed over %d files that are no pictures or lie outside the class folders", root, ignored
-        )
+        _log.warning("%s: passed over %d files that are no pictures or lie outside the class folders", root, ignored)
     return ClassFolders(root, names, tuple(files), tuple(labels))
 
 
@@ -127,9 +125,7 @@ def _by_label(folders: list[Path], class_names: tuple[str, ...]) -> list[tuple[i
         if name not in labels:
             close = difflib.get_close_matches(name, list(labels), n=1, cutoff=0.4)
             hint = f"did you mean '{class_names[labels[close[0]]]}'?" if close else "rename or remove it"
-            raise UserError(
-                f"{folder}: no class has this name; {hint} (data.class_names: {', '.join(class_names)})"
-            )
+            raise UserError(f"{folder}: no class has this name; {hint} (data.class_names: {', '.join(class_names)})")
         if labels[name] in found:
             raise UserError(f"{folder} and {found[labels[name]]} name the same class; merge them")
         found[labels[name]] = folder
@@ -144,16 +140,13 @@ def _read_groups(table: Path, column: str, names: tuple[str, ...]) -> np.ndarray
             reader = csv.DictReader(file)
             missing = {"file", column} - set(reader.fieldnames or ())
             if missing:
-                raise UserError(
-                    f"{table} has no column {' or '.join(sorted(missing))}; expected file,{column}"
-                )
+                raise UserError(f"{table} has no column {' or '.join(sorted(missing))}; expected file,{column}")
             groups = {Path(row["file"] or "").as_posix(): row[column] for row in reader}
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise UserError(f"{table} cannot be read as a CSV file in UTF-8: {error}") from error
     bare = Counter(Path(name).name for name in names)
     values = [
-        groups.get(name) or (groups.get(Path(name).name) if bare[Path(name).name] == 1 else None)
-        for name in names
+        groups.get(name) or (groups.get(Path(name).name) if bare[Path(name).name] == 1 else None) for name in names
     ]
     without = [name for name, value in zip(names, values, strict=True) if not value]
     if without:

@@ -37,8 +37,7 @@ def read_npz(
     group_column: str | None,
     allocate: Allocate,
 ) -> ArrayDataset:
-    """`images` uint8 (N, H, W, 3), `labels` integers (N,) or (N, 1), and the array `group_column`, if one is
-    named."""
+    """`images` uint8 (N, H, W, 3), `labels` integers (N,) or (N, 1), and the array `group_column`, if one is named."""
     with open_npz(path) as file:
         shape = picture_shape(file, "images")
         names = class_names or BLOOD_CELLS
@@ -67,9 +66,7 @@ def read_medmnist(
     with open_npz(path) as file:
         counts = {part: picture_shape(file, f"{part}_images")[0] for part in _PARTITIONS}
         labels = [_labels(file, f"{part}_labels", counts[part], names) for part in _PARTITIONS]
-        columns = [
-            _column(file, f"{part}_{group_column}", counts[part]) for part in _PARTITIONS if group_column
-        ]
+        columns = [_column(file, f"{part}_{group_column}", counts[part]) for part in _PARTITIONS if group_column]
         images = allocate((sum(counts.values()), image_size, image_size, 3))
         start = 0
         for part, count in counts.items():

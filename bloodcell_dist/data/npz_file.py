@@ -77,10 +77,8 @@ def open_npz(path: Path) -> Iterator[NpzFile]:
             yield NpzFile(path, archive)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"{path} is no intact .npz file ({error}); expected one that np.savez wrote"
-        ) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is no intact .npz file ({error}); expected one that np.savez wrote") from error
 
 
 def _read_header(member: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -90,6 +88,6 @@ def _read_header(member: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, 
     if dtype.hasobject:
         raise UserError(
             f"{where} holds pickled Python objects, refused because reading them can run any code; "
-            "save plain numbers: np.savez(path, images=images.astype(np.uint8), labels=labels.astype(np.int64))"
+            "save plain numbers, as in np.savez(path, images=images.astype('uint8'), labels=labels.astype(int))"
         )
     return shape, fortran_order, dtype

@@ -50,9 +50,7 @@ def read_picture(path: Path, image_size: int, crop: int | None) -> np.ndarray:
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: no picture that can be read; expected JPEG, PNG, BMP or TIFF") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path}: the picture is truncated or damaged ({error}); copy it again or remove it"
-        ) from error
+        raise UserError(f"{path}: the picture is truncated or damaged ({error}); copy it again or remove it") from error
     return fit_picture(picture, image_size, crop, str(path))
 
 
@@ -88,8 +86,7 @@ def check_geometry(image_size: int, crop: int | None) -> None:
 
 
 def for_each(task: Callable[[int], None], items: Iterable[int]) -> None:
-    """Run `task(item)` for all items in threads (Pillow decodes outside the interpreter lock); the first
-    error wins."""
+    """Run `task(item)` for all items in threads (Pillow decodes outside the interpreter lock); the first error wins."""
     pool = ThreadPoolExecutor(max_workers=min(16, _usable_cores()))
     try:
         for _ in pool.map(task, items):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -58,17 +58,16 @@ class Source:
         return self._load(self.source, self.path, seed, self.synthetic_examples, self.group_column)
 
     def load_test(self, class_names: Sequence[str], seed: int) -> ArrayDataset | None:
-        """The independent test cells, if the settings name any; their labels follow `class_names`."""
+        """The independent test cells, if the settings name any; their labels follow `class_names`.
+
+        Of a source with its own split only the test part is taken.
+        """
         if self.test_path is None and self.source != "synthetic":
             return None
-        source = "auto" if self.test_path else "synthetic"
-        wanted = self if self.source == "synthetic" and not self.test_path else self._named(class_names)
-        return wanted._load(
-            source, self.test_path, seed + _TEST_SEED_OFFSET, self.synthetic_examples // 4, None
-        )
-
-    def _named(self, class_names: Sequence[str]) -> Source:
-        return Source(**{**self.__dict__, "class_names": tuple(class_names)})
+        kind = "auto" if self.test_path else "synthetic"
+        named = replace(self, class_names=tuple(class_names))
+        test = named._load(kind, self.test_path, seed + _TEST_SEED_OFFSET, self.synthetic_examples // 4, None)
+        return test if test.partition is None else test.take(np.flatnonzero(test.partition == TEST))
 
     def _load(
         self, source: str, path: str | None, seed: int, synthetic_examples: int, group_column: str | None
@@ -105,6 +104,10 @@ def prepare(
     everything = source.load(seed)
     test = source.load_test(everything.class_names, seed)
     own_split = everything.partition is not None
+    if own_split and folds is not None:
+        raise UserError(
+            f"data.folds={folds}: {source.path} has its own validation part; leave data.folds and data.fold out"
+        )
     loaded = everything.take(np.flatnonzero(everything.partition == TRAIN)) if own_split else everything
     _require_every_class(loaded)
     cleaning = clean(loaded, group_near_duplicates=group_near_duplicates) if clean_first else None
@@ -115,15 +118,24 @@ def prepare(
             test = everything.take(np.flatnonzero(everything.partition == TEST))
     else:
         groups = cleaning.groups if cleaning else kept.groups
-        chosen = split(kept.labels, groups, val_fraction=val_fraction, seed=seed, fold=fold, folds=folds)
+        chosen = split(
+            kept.labels,
+            groups,
+            val_fraction=val_fraction,
+            seed=seed,
+            fold=fold,
+            folds=folds,
+            class_names=kept.class_names,
+        )
         train, val = kept.take(chosen[0]), kept.take(chosen[1])
     for name, held_out in (("validation", val), ("test", test)):
         if held_out is not None:
             train = _without(train, held_out, name)
-    limit = max_examples or train.num_examples
-    return Prepared(
-        _evenly(train, limit), _evenly(val, limit), test and _evenly(test, limit), loaded, cleaning
-    )
+    _require_every_class(train)
+    if max_examples is not None:
+        train, val = _evenly(train, max_examples), _evenly(val, max_examples)
+        test = None if test is None else _evenly(test, max_examples)
+    return Prepared(train, val, test, loaded, cleaning)
 
 
 def _require_every_class(dataset: ArrayDataset) -> None:
@@ -137,14 +149,22 @@ def _require_every_class(dataset: ArrayDataset) -> None:
 
 def _without(train: ArrayDataset, held_out: ArrayDataset, name: str) -> ArrayDataset:
     """The training cells that are not byte for byte in a held-out set too."""
-    theirs = {image.tobytes() for image in held_out.images}
-    fresh = np.array([image.tobytes() not in theirs for image in train.images])
+    theirs = set(_digests(held_out))
+    fresh = np.array([digest not in theirs for digest in _digests(train)])
     if fresh.all():
         return train
-    log.warning(
-        "%d training cells are also in the %s set; they are left out of training", (~fresh).sum(), name
-    )
+    if not fresh.any():
+        raise UserError(
+            f"every training cell is also in the {name} set, so there is nothing left to learn from; "
+            "data.path and data.test_path must hold different cells"
+        )
+    log.warning("%d training cells are also in the %s set; they are left out of training", (~fresh).sum(), name)
     return train.take(np.flatnonzero(fresh))
+
+
+def _digests(dataset: ArrayDataset) -> Iterator[bytes]:
+    """One for each picture; the pictures themselves would fill the memory."""
+    return (hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in dataset.images)
 
 
 def _evenly(dataset: ArrayDataset, limit: int) -> ArrayDataset:

@@ -1,5 +1,4 @@
-"""The four sources of labelled cells behind one function, `load_dataset`, and unlabelled pictures for
-prediction."""
+"""The four sources of labelled cells behind one function, `load_dataset`, and unlabelled pictures for prediction."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -76,9 +75,7 @@ def detect_source(path: str | Path) -> str:
     )
 
 
-def load_images(
-    input_path: str | Path, image_size: int, crop: int | None = None
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def load_images(input_path: str | Path, image_size: int, crop: int | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
     """Unlabelled cells: (uint8 [N, image_size, image_size, 3], N names).
 
     input_path: one picture, a folder of pictures (searched to any depth; names are paths inside it), or an
@@ -140,9 +137,7 @@ def _archive(kind: str, path: Path, settings: dict[str, Any]) -> tuple[dict[str,
 
 def _existing(path: str | Path | None) -> Path:
     if path is None:
-        raise UserError(
-            "data.path is not set; give the file or folder of the cells, or data.source=synthetic"
-        )
+        raise UserError("data.path is not set; give the file or folder of the cells, or data.source=synthetic")
     place = Path(path).expanduser()
     if not place.exists():
         raise UserError(f"{place}: no such file or folder")

@@ -59,8 +59,7 @@ def check_both_sides(
 def _choose_groups(
     table: np.ndarray, val_fraction: float, seed: int, fold: int | None, folds: int | None
 ) -> np.ndarray:
-    """bool [num_groups]: which groups validate. Folds are drawn one after another from the groups that are
-    left."""
+    """bool [num_groups]: which groups validate. Folds are drawn one after another from the groups that are left."""
     rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
     totals = table.sum(0)
     if folds is None or fold is None:
@@ -106,8 +105,7 @@ def _walk(table: np.ndarray, target: np.ndarray, weight: np.ndarray, order: np.n
 
 
 def _give_every_class_one(table: np.ndarray, chosen: np.ndarray) -> None:
-    """Add, for each class that `chosen` lacks, its smallest group; large groups can be too large for any
-    target."""
+    """Add, for each class that `chosen` lacks, its smallest group; large groups can be too large for any target."""
     for label in range(table.shape[1]):
         having = np.flatnonzero(table[:, label])
         if having.size and not chosen[having].any():
@@ -116,17 +114,11 @@ def _give_every_class_one(table: np.ndarray, chosen: np.ndarray) -> None:
 
 def _check_folds(fold: int | None, folds: int | None, val_fraction: float) -> None:
     if (fold is None) != (folds is None):
-        raise UserError(
-            f"data.fold={fold} with data.folds={folds}; give both (folds: 5, fold: 0 to 4) or neither"
-        )
+        raise UserError(f"data.fold={fold} with data.folds={folds}; give both (folds: 5, fold: 0 to 4) or neither")
     if folds is not None and fold is not None and not (folds >= 2 and 0 <= fold < folds):
-        raise UserError(
-            f"data.fold={fold} with data.folds={folds}; expected folds >= 2 and fold from 0 to folds - 1"
-        )
+        raise UserError(f"data.fold={fold} with data.folds={folds}; expected folds >= 2 and fold from 0 to folds - 1")
     if not 0 < val_fraction < 1:
-        raise UserError(
-            f"data.val_fraction={val_fraction}; expected a share between 0 and 1, for example 0.1"
-        )
+        raise UserError(f"data.val_fraction={val_fraction}; expected a share between 0 and 1, for example 0.1")
 
 
 def _check_classes(table: np.ndarray, names: Sequence[str], parts: int) -> None:
@@ -134,7 +126,7 @@ def _check_classes(table: np.ndarray, names: Sequence[str], parts: int) -> None:
     for name, examples, having in zip(names, table.sum(0), (table > 0).sum(0), strict=True):
         if having < parts:
             raise UserError(
-                f"class '{name}' has {examples} examples in {having} separate groups; expected at least {parts}, "
-                "so that each side of the split gets one. Add examples or drop the class from data.class_names"
+                f"class '{name}' has {examples} examples in {having} separate groups; expected at least "
+                f"{parts}, so that each side of the split gets one. Add examples or drop the class"
                 + (", or use fewer data.folds" if parts > 2 else "")
             )

@@ -58,9 +58,7 @@ def draw_lines(axis: Axes, epochs: np.ndarray, series: Mapping[str, np.ndarray])
     for label, values in series.items():
         colour, line, marker = looks[label]
         size = 4 if len(epochs) <= 30 else 0
-        axis.plot(
-            epochs, values, line, color=colour, marker=marker, markersize=size, linewidth=1.8, label=label
-        )
+        axis.plot(epochs, values, line, color=colour, marker=marker, markersize=size, linewidth=1.8, label=label)
 
 
 def add_legend(figure: Figure, axis: Axes, best_epoch: int | None) -> None:
@@ -92,17 +90,13 @@ def draw_matrix(axis: Axes, shares: np.ndarray, texts: Sequence[Sequence[str]]) 
     axis.spines[:].set_visible(False)
 
 
-def draw_bars(
-    axis: Axes, names: Sequence[str], values: np.ndarray, texts: Sequence[str], colour: str
-) -> None:
+def draw_bars(axis: Axes, names: Sequence[str], values: np.ndarray, texts: Sequence[str], colour: str) -> None:
     """Horizontal bars with their values beside them, the first class on top; NaN draws none."""
     rows = np.arange(len(names))
     lengths = np.nan_to_num(values)
     axis.barh(rows, lengths, height=0.68, color=colour)
     for row, length, text in zip(rows, lengths, texts, strict=True):
-        axis.annotate(
-            text, (length, row), (4, 0), textcoords="offset points", va="center", fontsize=9, color=INK
-        )
+        axis.annotate(text, (length, row), (4, 0), textcoords="offset points", va="center", fontsize=9, color=INK)
     axis.set_yticks(rows, names)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.spines[["top", "right", "left"]].set_visible(False)
@@ -122,9 +116,7 @@ def draw_cell(axis: Axes, image: np.ndarray) -> None:
 
 def caption(axis: Axes, true: str, predicted: str, confidence: float) -> None:
     """Two lines below a picture: what it is, and what the model is how sure of."""
-    axis.set_xlabel(
-        f"{plain(true, 15)}\n", fontsize=9.5, color=INK, fontweight="bold", loc="left", labelpad=4
-    )
+    axis.set_xlabel(f"{plain(true, 15)}\n", fontsize=9.5, color=INK, fontweight="bold", loc="left", labelpad=4)
     axis.annotate(
         f"→ {plain(predicted, 13)} {percent(confidence)}", (0, 0), (0, -21), xycoords="axes fraction",
         textcoords="offset points", va="center", fontsize=9.5, color=ORANGE,

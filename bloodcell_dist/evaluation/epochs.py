@@ -49,9 +49,7 @@ class Standing:
 
     def note(self, epoch: int, step: int, value: float, lower_is_better: bool) -> bool:
         """Whether this epoch is the best so far; the earlier one wins a tie."""
-        ahead = self.best_epoch is None or (
-            value < self.best_value if lower_is_better else value > self.best_value
-        )
+        ahead = self.best_epoch is None or (value < self.best_value if lower_is_better else value > self.best_value)
         if ahead:
             self.best_epoch, self.best_step, self.best_value = epoch, step, value
         return ahead
@@ -133,9 +131,7 @@ class EpochEnd:
         self._val, self._train_labels, self._plan = val, train_labels, plan
         self._record, self._standing, self._select_by = record, standing, select_by
         self._learning_rate = learning_rate
-        self._boards = {
-            name: tf.summary.create_file_writer(str(run.tensorboard / name)) for name in ("train", "val")
-        }
+        self._boards = {name: tf.summary.create_file_writer(str(run.tensorboard / name)) for name in ("train", "val")}
 
     def __call__(self, epoch: int, step: int) -> None:
         """Evaluate the epoch that ended after `step` updates."""
@@ -170,9 +166,7 @@ class EpochEnd:
         loss = float(np.mean(self._record.losses()))
         return classification_metrics(probabilities, self._train_labels[rows], loss=loss)
 
-    def _to_tensorboard(
-        self, epoch: int, train: dict[str, float], val: dict[str, float], row: dict[str, Any]
-    ) -> None:
+    def _to_tensorboard(self, epoch: int, train: dict[str, float], val: dict[str, float], row: dict[str, Any]) -> None:
         speed = {name: row[name] for name in ("learning_rate", "images_per_s")}
         for board, numbers in (("train", train | speed), ("val", val)):
             with self._boards[board].as_default(step=epoch + 1):

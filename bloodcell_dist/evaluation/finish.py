@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def make_result(
     """The content of result.json."""
     return build_result(
         run_id=run.run_id,
-        created=datetime.now(timezone.utc),
+        created=datetime.now(UTC),
         backbone=backbone,
         class_names=data.train.class_names,
         seed=seed,
@@ -122,16 +122,16 @@ def draw_plots(
     title = {"test": "Test set", "val": "Validation set"}[split]
     scores = measured.best.splits[split]
     paths = {
-        name: run.plots / f"{name}.png"
-        for name in ("curves", "confusion", "per_class", "class_counts", "mistakes")
+        name: run.plots / f"{name}.png" for name in ("curves", "confusion", "per_class", "class_counts", "mistakes")
     }
     plots.plot_curves(paths["curves"], read_metrics(run.metrics), measured.best.epoch)
     plots.plot_confusion(paths["confusion"], np.asarray(scores.confusion), names, f"{title}, best model")
     plots.plot_per_class(paths["per_class"], scores.per_class, f"{title}, best model")
     plots.plot_class_counts(paths["class_counts"], class_counts, names)
     plots.plot_mistakes(paths["mistakes"], cells.images, cells.labels, measured.probabilities[split], names)
-    cleaning = run.plots / "cleaning.png"
-    return {**paths, "cleaning": cleaning} if cleaning.exists() else paths
+    if data.cleaning is not None and (data.cleaning.removed or data.cleaning.near_pairs):
+        paths["cleaning"] = run.path / "cleaning.png"
+    return paths
 
 
 def write_run_report(

@@ -53,9 +53,7 @@ def score_split(
         metrics=classification_metrics(probabilities, labels),
         per_class=per_class_table(probabilities, labels, class_names),
         confusion=confusion(probabilities, labels, len(class_names)).tolist(),
-        intervals=bootstrap_interval(probabilities, labels, resamples=resamples, seed=seed)
-        if resamples
-        else {},
+        intervals=bootstrap_interval(probabilities, labels, resamples=resamples, seed=seed) if resamples else {},
     )
 
 
@@ -91,9 +89,7 @@ def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.log(np.clip(of_true.astype(np.float64), 1e-7, 1.0)).mean())
 
 
-def per_class_table(
-    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
-) -> list[dict[str, Any]]:
+def per_class_table(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """One row per class in label order: class, support, predicted (counts), precision, recall, f1, auc.
 
     What is not defined is None: everything but the counts for a class without examples, `auc` if there is no
@@ -109,9 +105,7 @@ def per_class_table(
         class_names, *scores, times_predicted, _areas(probabilities, labels), strict=True
     ):
         measured = {"precision": precision, "recall": recall, "f1": f1, "auc": area}
-        defined = {
-            key: float(value) if support and value == value else None for key, value in measured.items()
-        }
+        defined = {key: float(value) if support and value == value else None for key, value in measured.items()}
         rows.append({"class": name, "support": int(support), "predicted": int(times), **defined})
     return rows
 
@@ -180,13 +174,9 @@ def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
             f"probabilities have shape {probabilities.shape}, labels {labels.shape}; expected [N, C] and [N]"
         )
     if len(labels) == 0:
-        raise UserError(
-            "there are no examples to evaluate: the set is empty; give one with at least one example"
-        )
+        raise UserError("there are no examples to evaluate: the set is empty; give one with at least one example")
     if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
-        raise ValueError(
-            f"labels lie in {labels.min()}..{labels.max()}; expected 0..{probabilities.shape[1] - 1}"
-        )
+        raise ValueError(f"labels lie in {labels.min()}..{labels.max()}; expected 0..{probabilities.shape[1] - 1}")
     broken = int((~np.isfinite(probabilities)).any(axis=1).sum())
     if broken:
         raise TrainingFailed(

@@ -107,9 +107,7 @@ def plot_per_class(path: str | os.PathLike[str], per_class: Sequence[Mapping[str
     panels = [("precision", "Precision", GREEN), ("recall", "Recall", ORANGE), ("f1", "F1", BLUE)]
     for axis, (key, heading, colour) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
         values = column_of(per_class, key)
-        draw_bars(
-            axis, names, values, ["–" if np.isnan(value) else f"{value:.3f}" for value in values], colour
-        )
+        draw_bars(axis, names, values, ["–" if np.isnan(value) else f"{value:.3f}" for value in values], colour)
         axis.set_title(heading, loc="left", fontsize=11, color=INK)
         axis.set_xlim(0, 1.22)
         axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])

@@ -85,15 +85,11 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
             f"{path}: has the columns {', '.join(header) or '(none)'}; expected file, predicted, confidence, "
             "one p_<class> for each class and, where known, label"
         )
-    parsed = [
-        _parse(row, class_names, has_labels, f"{path}: record {number}") for number, row in enumerate(rows, 1)
-    ]
+    parsed = [_parse(row, class_names, has_labels, f"{path}: record {number}") for number, row in enumerate(rows, 1)]
     return Predictions(
         files=[file for file, _, _ in parsed],
         class_names=class_names,
-        probabilities=np.array([row for _, row, _ in parsed], np.float32).reshape(
-            len(rows), len(class_names)
-        ),
+        probabilities=np.array([row for _, row, _ in parsed], np.float32).reshape(len(rows), len(class_names)),
         labels=np.array([label for _, _, label in parsed], np.int64) if has_labels else None,
     )
 

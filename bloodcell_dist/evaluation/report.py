@@ -91,7 +91,7 @@ def render_report(inputs: ReportInputs) -> str:
         "decimal": format_decimal,
         "duration": format_duration,
         "points": lambda share: f"{100 * abs(share):.1f}",
-        "when": lambda text: datetime.fromisoformat(text).strftime("%-d %B %Y, %H:%M"),
+        "when": lambda text: datetime.fromisoformat(text).strftime("%-d %B %Y, %H:%M %Z").strip(),
     }
     result = inputs.result
     split = "test" if "test" in result["confusion"] else "val"

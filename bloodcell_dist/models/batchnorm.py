@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from bloodcell_dist.models.dropout import without_dropout
@@ -26,18 +27,19 @@ class Recalibration:
 
     def __init__(self, model: keras.Model, xla: bool) -> None:
         self._layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-        self._forward = tf.function(self._batch_statistics(model), jit_compile=xla or None)
+        self._forward = tf.function(self._batch_statistics(model), jit_compile=xla or None, autograph=False)
 
     def __call__(self, batches: Iterable[tf.Tensor]) -> None:
         """Recalibrate on pictures float32 or uint8 [B, H, W, 3] in [0, 255], all batches of equal size.
 
-        Means and second moments are averaged over the batches; the variance over all of them follows from both.
+        Means and second moments are averaged over the batches; the variance over all of them follows from both. In
+        float64, since that is the small difference of large numbers where a mean is far from zero.
         """
         if not self._layers:
             return
         count, sums = 0, None
         for batch in batches:
-            moments = [(mean, variance + mean**2) for mean, variance in self._forward(batch)]
+            moments = [(mean, variance + mean**2) for mean, variance in _in_double(self._forward(batch))]
             if sums is None:
                 sums = moments
             else:
@@ -46,18 +48,18 @@ class Recalibration:
         if sums is None:
             raise ValueError("recalibration needs at least one batch")
         for layer, (mean, square) in zip(self._layers, sums, strict=True):
-            layer.moving_mean.assign(mean / count)
-            layer.moving_variance.assign(tf.maximum(square / count - (mean / count) ** 2, 0.0))
+            variance = np.maximum(square / count - (mean / count) ** 2, 0.0)
+            layer.moving_mean.assign((mean / count).astype(np.float32))
+            layer.moving_variance.assign(variance.astype(np.float32))
 
-    def _batch_statistics(
-        self, model: keras.Model
-    ) -> Callable[[tf.Tensor], list[tuple[tf.Tensor, tf.Tensor]]]:
+    def _batch_statistics(self, model: keras.Model) -> Callable[[tf.Tensor], list[tuple[tf.Tensor, tf.Tensor]]]:
         def forward(pictures: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+            for layer in self._layers:  # what a diverged step has left there must not survive: 0 x NaN is NaN
+                layer.moving_mean.assign(tf.zeros_like(layer.moving_mean.value))
+                layer.moving_variance.assign(tf.ones_like(layer.moving_variance.value))
             with self._without_memory(), without_dropout():
                 model(tf.cast(pictures, tf.float32), training=True)
-            return [
-                (layer.moving_mean.value + 0.0, layer.moving_variance.value + 0.0) for layer in self._layers
-            ]
+            return [(layer.moving_mean.value + 0.0, layer.moving_variance.value + 0.0) for layer in self._layers]
 
         return forward
 
@@ -72,3 +74,7 @@ class Recalibration:
         finally:
             for layer, momentum in zip(self._layers, momenta, strict=True):
                 layer.momentum = momentum
+
+
+def _in_double(statistics: list[tuple[tf.Tensor, tf.Tensor]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(np.asarray(mean, np.float64), np.asarray(variance, np.float64)) for mean, variance in statistics]

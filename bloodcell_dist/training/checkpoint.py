@@ -22,6 +22,7 @@ from bloodcell_dist.atomic import atomic_folder, atomic_write_json
 
 log = logging.getLogger(__name__)
 
+_FILES = ("arrays.npz", "progress.json")
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -53,48 +54,60 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, step: int, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> Path:
-        """Write the state after `step` updates, then remove the oldest beyond `keep`."""
+        """Write the state after `step` updates, then remove the oldest beyond `keep`.
+
+        Those of later steps go too: the run was taken up before them, so they are damaged.
+        """
         target = self._folder / f"step-{step:08d}"
-        with atomic_folder(target) as folder:
-            np.savez(folder / "arrays.npz", **arrays)
-            atomic_write_json(folder / "progress.json", progress)
-            files = {name: _sha256(folder / name) for name in ("arrays.npz", "progress.json")}
-            atomic_write_json(folder / "manifest.json", {"step": step, "sha256": files})
-        for old in self._by_age()[self._keep :]:
-            shutil.rmtree(old)
+        with atomic_folder(target) as unfinished:
+            np.savez(unfinished / "arrays.npz", **arrays)
+            atomic_write_json(unfinished / "progress.json", progress)
+            files = {name: _sha256(unfinished / name) for name in _FILES}
+            atomic_write_json(unfinished / "manifest.json", {"step": step, "sha256": files})
+        others = [folder for folder in self._newest_first() if folder != target]
+        earlier = [folder for folder in others if _step(folder) < step]
+        for folder in set(others) - set(earlier[: self._keep - 1]):
+            shutil.rmtree(folder, ignore_errors=True)  # NFS refuses while a file in it is open somewhere; next time
         return target
 
     def newest(self) -> Checkpoint | None:
         """The newest intact checkpoint; damaged ones are passed over with a warning. None if there is none."""
-        for folder in self._by_age():
+        folders = self._newest_first()
+        for folder in folders:
             problem = _problem(folder)
             if problem is None:
                 return _read(folder)
-            log.warning("%s: %s; the one before it is used", folder, problem)
+            log.warning("%s is damaged and not used: %s", folder, problem)
+        if folders:
+            log.warning("no checkpoint in %s is intact: the run starts from the beginning", self._folder)
         return None
 
-    def _by_age(self) -> list[Path]:
+    def _newest_first(self) -> list[Path]:
         """The checkpoint folders, newest first."""
         folders = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+        return sorted(folders, key=_step, reverse=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _read(folder: Path) -> Checkpoint:
     with np.load(folder / "arrays.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     progress = json.loads((folder / "progress.json").read_text())
-    return Checkpoint(int(folder.name.removeprefix("step-")), arrays, progress)
+    return Checkpoint(_step(folder), arrays, progress)
 
 
 def _problem(folder: Path) -> str | None:
     """What is wrong with a checkpoint, None if it is intact."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        for name, expected in manifest["sha256"].items():
-            if _sha256(folder / name) != expected:
-                return f"damaged: {name} does not have the SHA-256 of the manifest"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"damaged: {type(error).__name__} {error}"
+        for name in _FILES:
+            if _sha256(folder / name) != manifest["sha256"][name]:
+                return f"{name} does not have the SHA-256 of the manifest"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__} {error}"
     return None
 
 

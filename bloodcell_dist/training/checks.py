@@ -24,9 +24,7 @@ def with_checks(
 
     def checked(indices: Any, step: int, learning_rate: float) -> StepOutput:
         rows = np.asarray(indices)
-        _expect(
-            bool(np.all((rows >= 0) & (rows < len(labels)))), step, "an index points outside the set", rows
-        )
+        _expect(bool(np.all((rows >= 0) & (rows < len(labels)))), step, "an index points outside the set", rows)
         mine = labels[rows]
         _expect(
             bool(np.all((mine >= 0) & (mine < num_classes))),

@@ -85,6 +85,9 @@ def run_loop(
         clock = time.monotonic()
         for indices in replication.feed(batches):
             record.add(step_function(indices, step, schedule(step)))
+            if step == first_step:
+                record.last_loss()  # waits for the step
+                log.info("first step, with tracing and compiling: %.0f s", time.monotonic() - clock)
             step += 1
             progress.advance(lambda: f"loss {record.last_loss():.4f}")
             due = every_steps is not None and step % every_steps == 0

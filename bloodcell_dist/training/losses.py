@@ -31,7 +31,8 @@ def make_loss(
         log_probabilities = tf.nn.log_softmax(logits)
         terms = targets * log_probabilities
         if name == "focal":
-            terms *= (1.0 - tf.exp(log_probabilities)) ** focal_gamma
+            # At p = 1 the power has no finite derivative for focal_gamma below 1, so 1 - p keeps off zero, as in Keras.
+            terms *= tf.maximum(1.0 - tf.exp(log_probabilities), 1e-7) ** focal_gamma
         values = -tf.reduce_sum(terms, axis=-1)
         if class_weights is not None:
             values *= tf.reduce_sum(labels * tf.constant(class_weights, tf.float32), axis=-1)

@@ -44,9 +44,7 @@ class EpochProgress:
                 self._bar.set_postfix_str(describe(), refresh=False)
         elif self._clock() - self._spoke >= LINE_EVERY_S:
             self._spoke = self._clock()
-            log.info(
-                "%s step %d/%d, %s, %s left", self._label, self._done, self._steps, describe(), self._left()
-            )
+            log.info("%s step %d/%d, %s, %s left", self._label, self._done, self._steps, describe(), self._left())
 
     def close(self) -> None:
         """Take the bar off the terminal."""

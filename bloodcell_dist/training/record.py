@@ -7,7 +7,6 @@ an undisturbed run.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -27,6 +26,7 @@ class EpochRecord:
         self._replication = replication
         self._outputs: list[StepOutput] = []
         self._arrays = {"losses": [], "probabilities": [], "finite": []}  # type: dict[str, list[np.ndarray]]
+        self._skipped_in_a_row = 0  # goes on over the ends of epochs, which may be short
         self.seconds = 0.0
 
     def add(self, output: StepOutput) -> None:
@@ -40,10 +40,11 @@ class EpochRecord:
         for output in self._outputs:
             self._arrays["losses"].append(self._replication.gather(output.losses))
             self._arrays["probabilities"].append(self._replication.gather(output.probabilities))
-            self._arrays["finite"].append(np.atleast_1d(np.asarray(output.finite)))
+            finite = np.atleast_1d(np.asarray(output.finite))
+            self._arrays["finite"].append(finite)
+            self._count_skips(finite)
         self._outputs.clear()
-        finite = [bool(value[0]) for value in self._arrays["finite"][-SKIPPED_LIMIT:]]
-        if len(finite) == SKIPPED_LIMIT and not any(finite):
+        if self._skipped_in_a_row >= SKIPPED_LIMIT:
             raise TrainingFailed(
                 f"training diverged: the gradients of the last {SKIPPED_LIMIT} updates were not finite; "
                 "lower optimizer.learning_rate, set optimizer.clip_norm, or use train.precision=float32"
@@ -76,21 +77,25 @@ class EpochRecord:
         """Take up the record of a checkpoint."""
         for name, parts in self._arrays.items():
             if f"epoch/{name}" in arrays:
-                saved = arrays[f"epoch/{name}"]
-                parts.extend(np.atleast_1d(value) for value in saved) if name == "finite" else parts.append(
-                    saved
-                )
+                parts.append(arrays[f"epoch/{name}"])
+        self._count_skips(arrays.get("epoch/finite", np.zeros(0, bool)))
 
     def clear(self) -> None:
         """Begin a new epoch."""
+        self.read()
         self.seconds = 0.0
         for parts in self._arrays.values():
             parts.clear()
 
     def _joined(self, name: str) -> np.ndarray:
         self.read_if_pending()
-        return np.concatenate(list(itertools.chain(self._arrays[name])))
+        return np.concatenate(self._arrays[name])
+
+    def _count_skips(self, finite: np.ndarray) -> None:
+        for value in finite:
+            self._skipped_in_a_row = 0 if value else self._skipped_in_a_row + 1
 
     def read_if_pending(self) -> None:
+        """Read, unless nothing new is on the device."""
         if self._outputs:
             self.read()

@@ -46,6 +46,12 @@ class TrainingState:
                 "use another --run-dir"
             )
         for name, variable in targets.items():
+            if arrays[name].shape != tuple(variable.shape):
+                raise UserError(
+                    f"the checkpoint holds another network: {name} has shape {arrays[name].shape}, expected "
+                    f"{tuple(variable.shape)}; use another --run-dir"
+                )
+        for name, variable in targets.items():
             variable.assign(arrays[name])
         self._record.restore(arrays)
 
@@ -58,9 +64,7 @@ class TrainingState:
         """
         before = self._model.get_weights()
         try:
-            for variable, average in zip(
-                self._model.trainable_variables, self._update.averages, strict=False
-            ):
+            for variable, average in zip(self._model.trainable_variables, self._update.averages, strict=False):
                 variable.assign(average)
             recalibrate()
             yield

@@ -122,7 +122,7 @@ class Step:
         self._images = replication.place(images)
         self._labels = replication.place(labels.astype(np.int32))
         self._pass_size = per_replica_batch_size
-        self._add = tf.function(lambda ours, more: [a + b for a, b in zip(ours, more, strict=True)])
+        self._add = tf.function(_add, autograph=False)
 
     def __call__(self, indices: Any, step: int, learning_rate: float) -> StepOutput:
         """Make update number `step` (from 0) from int32 [per_replica_batch_size x accumulate_steps] indices."""
@@ -158,3 +158,7 @@ class Step:
         if len(losses) == 1:
             return StepOutput(losses[0], probabilities[0], norm, finite)
         return StepOutput(tf.concat(losses, 0), tf.concat(probabilities, 0), norm, finite)
+
+
+def _add(ours: list[tf.Tensor], more: list[tf.Tensor]) -> list[tf.Tensor]:
+    return [a + b for a, b in zip(ours, more, strict=True)]

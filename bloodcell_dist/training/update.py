@@ -13,9 +13,7 @@ import tensorflow as tf
 from bloodcell_dist.training.optimizers import Rule, clip_by_global_norm, new_weight
 
 INITIAL_LOSS_SCALE = 2.0**15
-LOSS_SCALE_PATIENCE = (
-    2000  # finite updates before the scale doubles, as in Micikevicius et al., arXiv 1710.03740
-)
+LOSS_SCALE_PATIENCE = 2000  # finite updates before the scale doubles, as in Micikevicius et al., arXiv 1710.03740
 
 
 class Update:
@@ -56,12 +54,12 @@ class Update:
         self._ema_decay = ema_decay
         self._loss_scaling = loss_scaling
         self._slots = [
-            [tf.Variable(tf.zeros(weight.shape), trainable=False) for _ in rule.slot_names]
-            for weight in weights
+            [tf.Variable(tf.zeros(weight.shape), trainable=False) for _ in rule.slot_names] for weight in weights
         ]
         self.averages = [] if ema_decay is None else [tf.Variable(w, trainable=False) for w in weights]
         self.loss_scale = tf.Variable(INITIAL_LOSS_SCALE if loss_scaling else 1.0, trainable=False)
-        self._finite_updates = tf.Variable(0, trainable=False)
+        # int64: TensorFlow keeps int32 variables in host memory, where a program compiled for a GPU cannot use them.
+        self._finite_updates = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._count = tf.Variable(0.0, trainable=False)
         self.apply = tf.function(self._apply, jit_compile=xla or None, autograph=False)
 
@@ -123,10 +121,8 @@ class Update:
         """Halve the loss scale after an overflow, double it after a long run without one."""
         if not self._loss_scaling:
             return
-        finite_updates = tf.where(finite, self._finite_updates + 1, 0)
+        finite_updates = tf.where(finite, self._finite_updates + 1, tf.zeros_like(self._finite_updates))
         grow = finite_updates >= LOSS_SCALE_PATIENCE
-        scale = tf.where(
-            finite, tf.where(grow, self.loss_scale * 2.0, self.loss_scale), self.loss_scale / 2.0
-        )
+        scale = tf.where(finite, tf.where(grow, self.loss_scale * 2.0, self.loss_scale), self.loss_scale / 2.0)
         self.loss_scale.assign(tf.maximum(scale, 1.0))
-        self._finite_updates.assign(tf.where(grow, 0, finite_updates))
+        self._finite_updates.assign(tf.where(grow, tf.zeros_like(finite_updates), finite_updates))

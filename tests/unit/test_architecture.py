@@ -20,7 +20,7 @@ LAYERS = (
     {"training", "resolve"},
     {"evaluation", "runtime"},
     {"serving", "sweep"},
-    {"session", "start"},
+    {"session", "start", "data_commands"},
     {"train"},
     {"cli", "__main__"},
 )

@@ -129,7 +129,7 @@ def test_intervals_agree_with_a_bootstrap_over_examples() -> None:
     predicted, generator = probabilities.argmax(axis=1), np.random.default_rng(2)
     by_class = [np.flatnonzero(labels == label) for label in range(8)]
     slow = []
-    for _ in range(1500):
+    for _ in range(800):
         rows = np.concatenate([generator.choice(members, len(members)) for members in by_class])
         counts = reference.confusion_matrix(labels[rows], predicted[rows])
         f1 = 2 * np.diag(counts) / (counts.sum(axis=0) + counts.sum(axis=1))
@@ -137,7 +137,7 @@ def test_intervals_agree_with_a_bootstrap_over_examples() -> None:
         slow.append((np.diag(counts).sum() / counts.sum(), f1.mean(), recall.mean()))
     expected = np.quantile(slow, [0.025, 0.975], axis=0)
     for column, name in enumerate(("accuracy", "macro_f1", "balanced_accuracy")):
-        assert found[name] == pytest.approx(tuple(expected[:, column]), abs=0.006)
+        assert found[name] == pytest.approx(tuple(expected[:, column]), abs=0.007)
 
 
 def test_intervals_hold_the_measured_value_and_depend_on_the_seed_alone() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
@@ -33,6 +35,11 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def texts_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text()]
+
+
+def widths_of(axis: Axes) -> list[float]:
+    """The lengths of horizontal bars."""
+    return [bar.get_width() for bar in axis.patches if isinstance(bar, Rectangle)]
 
 
 def pixels_of(path: Path) -> np.ndarray:
@@ -63,9 +70,10 @@ def test_curves_show_training_and_validation_of_every_epoch(tmp_path: Path, figu
     plots.plot_curves(tmp_path / "curves.png", history(5), best_epoch=3)
     loss, accuracy, _, rate = figures[0].axes
     training, validation, selected = loss.lines
-    assert list(training.get_xdata()) == list(validation.get_xdata()) == [1, 2, 3, 4, 5]
-    assert list(training.get_ydata()) == pytest.approx([1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6])
-    assert list(selected.get_xdata()) == [4, 4]
+    for line in (training, validation):
+        expected = [[1, 1 / 2], [2, 1 / 3], [3, 1 / 4], [4, 1 / 5], [5, 1 / 6]]
+        np.testing.assert_allclose(np.asarray(line.get_xydata(), float), expected)
+    np.testing.assert_array_equal(selected.get_xdata(), [4, 4])
     assert [axis.get_title(loc="left") for axis in figures[0].axes] == [
         "Loss", "Accuracy", "Macro-F1", "Learning rate"
     ]  # fmt: skip
@@ -77,7 +85,7 @@ def test_curves_show_training_and_validation_of_every_epoch(tmp_path: Path, figu
 
 @pytest.mark.parametrize(
     "rows",
-    [history(1), history(40), history(3, val_loss=None), history(2, val_macro_f1=float("nan")), [{"epoch": 0}]],
+    [history(1), history(40), history(3, val_loss=None), history(2, val_loss=float("nan")), [{"epoch": 0}]],
     ids=["one epoch", "many", "null", "nan", "nothing measured"],
 )  # fmt: skip
 def test_curves_of_short_and_gappy_histories(tmp_path: Path, rows: list[dict[str, object]]) -> None:
@@ -98,7 +106,7 @@ def test_the_confusion_matrix_shows_counts_and_shares(tmp_path: Path, figures: l
     pixels_of(tmp_path / "confusion.png")
 
 
-@pytest.mark.parametrize("num_classes", [2, 8, 30])
+@pytest.mark.parametrize("num_classes", [2, 8, 16])
 def test_letters_of_the_confusion_matrix_fit_their_cells(
     tmp_path: Path, figures: list[Figure], num_classes: int
 ) -> None:
@@ -116,7 +124,7 @@ def test_class_bars_show_the_table(tmp_path: Path, figures: list[Figure]) -> Non
     table[0]["precision"] = 0.25
     plots.plot_per_class(tmp_path / "bars.png", table, "Validation")
     precision = figures[0].axes[0]
-    assert [bar.get_width() for bar in precision.patches] == [0.25, 1, 1, 1, 1, 1, 1, 0]
+    assert widths_of(precision) == [0.25, 1, 1, 1, 1, 1, 1, 0]
     assert [text.get_text() for text in precision.texts] == ["0.250", *["1.000"] * 6, "–"]
     assert precision.get_yticklabels()[0].get_text() == "basophil (4)"
     assert precision.get_ylim()[0] > precision.get_ylim()[1]  # the first class on top
@@ -133,16 +141,15 @@ def test_class_counts_share_one_scale(tmp_path: Path, figures: list[Figure]) -> 
     plots.plot_class_counts(tmp_path / "counts.png", stages, ["a", "b", "c"])
     shown = [axis for axis in figures[0].axes if axis.get_visible()]
     assert [axis.get_title(loc="left") for axis in shown] == [
-        "As found\n1,054 examples", "After cleaning\n854 examples", "Balanced\n16,500 examples", "Test\n3 examples"
+        "As found\n1,054 examples", "After cleaning\n854 examples", "Balanced\n16,500 examples",
+        "Test\n3 examples",
     ]  # fmt: skip
-    assert [[bar.get_width() for bar in axis.patches] for axis in shown] == list(stages.values())
+    assert [widths_of(axis) for axis in shown] == list(stages.values())
     assert len({axis.get_xlim() for axis in shown}) == 1
     pixels_of(tmp_path / "counts.png")
 
 
-def test_mistakes_are_shown_surest_first_and_no_other_picture_is_read(
-    tmp_path: Path, figures: list[Figure]
-) -> None:
+def test_mistakes_are_shown_surest_first_and_no_other_picture_is_read(tmp_path: Path, figures: list[Figure]) -> None:
     class Images:
         """Stands for a memory-mapped array that is larger than memory."""
 
@@ -180,17 +187,11 @@ def test_mistakes_are_shown_surest_first_and_no_other_picture_is_read(
 def test_real_cells_come_out_as_they_are(tmp_path: Path, real_data: Path, figures: list[Figure]) -> None:
     with np.load(real_data / "test_set.npz") as file:
         images, labels = file["images"][:60], file["labels"][:60, 0].astype(int)
-    wrong = (labels + 1) % 8
-    plots.plot_mistakes(
-        tmp_path / "mistakes.png",
-        images,
-        labels,
-        predictions(labels, wrong, np.linspace(1, 0.5, 60)),
-        BLOOD_CELLS,
-    )
+    sure_mistakes = predictions(labels, (labels + 1) % 8, np.linspace(1, 0.5, 60))
+    plots.plot_mistakes(tmp_path / "mistakes.png", images, labels, sure_mistakes, BLOOD_CELLS, limit=12)
     drawn = [axis.images[0].get_array() for axis in figures[0].axes]
-    assert len(drawn) == 24
-    np.testing.assert_array_equal(np.stack([np.asarray(cell) for cell in drawn]), images[:24])
+    assert len(drawn) == 12
+    np.testing.assert_array_equal(np.stack([np.asarray(cell) for cell in drawn]), images[:12])
     assert len(np.unique(pixels_of(tmp_path / "mistakes.png").reshape(-1, 3), axis=0)) > 5000
 
 
@@ -221,9 +222,7 @@ def draw_odd_mistakes(path: Path) -> None:
 
 
 @pytest.mark.parametrize("draw", [draw_odd_confusion, draw_odd_bars, draw_odd_counts, draw_odd_mistakes])
-def test_odd_class_names_are_drawn_as_text(
-    tmp_path: Path, figures: list[Figure], draw: Callable[[Path], None]
-) -> None:
+def test_odd_class_names_are_drawn_as_text(tmp_path: Path, figures: list[Figure], draw: Callable[[Path], None]) -> None:
     draw(tmp_path / "odd.png")
     shown = "\n".join(texts_of(figures[0]))
     assert "a\\$b\\$c_{" in shown
@@ -235,7 +234,9 @@ def test_odd_class_names_are_drawn_as_text(
 def test_a_picture_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "confusion.png"
     path.write_bytes(b"old")
-    with pytest.raises(ValueError, match="zip"):
-        plots.plot_confusion(path, np.eye(3, dtype=int), ["too", "few"])
+    figure = drawing.new_figure(3, 2)
+    figure.text(0.5, 0.5, "$\\frac{$")  # a formula that is not closed fails when it is drawn
+    with pytest.raises(ValueError, match="frac"):
+        drawing.save_png(figure, path)
     assert path.read_bytes() == b"old"
     assert [found.name for found in tmp_path.iterdir()] == ["confusion.png"]

@@ -81,9 +81,7 @@ def test_a_folder_that_is_not_there_gets_one_message(tmp_path: Path) -> None:
         ("file,predicted,confidence,p_a,label\nx,a,1,1,b\n", "record 1 has the label b; expected one of a"),
     ],
 )  # fmt: skip
-def test_what_is_no_file_of_predictions_gets_one_message(
-    tmp_path: Path, text: str | None, message: str
-) -> None:
+def test_what_is_no_file_of_predictions_gets_one_message(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "p.csv").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -97,8 +95,6 @@ def test_what_is_no_file_of_predictions_gets_one_message(
         (np.zeros((1, 2)), np.zeros(3), r"labels have shape \(3,\); expected \(1,\)"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(
-    probabilities: np.ndarray, labels: np.ndarray | None, message: str
-) -> None:
+def test_shapes_that_do_not_fit_are_refused(probabilities: np.ndarray, labels: np.ndarray | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Predictions(["x"], ["a", "b"], probabilities, labels)

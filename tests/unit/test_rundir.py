@@ -237,9 +237,7 @@ def test_an_empty_folder_and_one_with_the_launchers_output_are_taken(tmp_path: P
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     (tmp_path / "cells.npz").write_text("")
-    with pytest.raises(
-        UserError, match=r"no file run_id.*holds cells.npz and 1 more; give a new or empty folder"
-    ):
+    with pytest.raises(UserError, match=r"no file run_id.*holds cells.npz and 1 more; give a new or empty folder"):
         RunDir(tmp_path).create()
     assert sorted(os.listdir(tmp_path)) == ["cells.npz", "thesis.tex"]
 

@@ -1,0 +1,108 @@
+"""The networks: what goes in and comes out, in every precision, and their BatchNorm momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import pytest
+
+from bloodcell_dist.models.backbones import BACKBONES, build_classifier
+from bloodcell_dist.models.dropout import StatelessDropout
+
+SIZE = 32
+
+
+@pytest.fixture
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    keras.mixed_precision.set_dtype_policy(request.param)
+    yield request.param
+    keras.mixed_precision.set_dtype_policy("float32")
+
+
+def build(backbone: str = "cnn", *, seed: int = 0, total_steps: int = 1000, num_classes: int = 8) -> keras.Model:
+    return build_classifier(
+        backbone, image_size=SIZE, num_classes=num_classes, dropout=0.2, total_steps=total_steps, seed=seed
+    )
+
+
+def pictures(count: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (count, SIZE, SIZE, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"], indirect=True)
+def test_logits_and_weights_are_float32_in_every_precision(precision: str) -> None:
+    model = build(num_classes=5)
+    assert model.input_shape == (None, SIZE, SIZE, 3)
+    assert model.input.dtype == "float32"
+    logits = model(pictures(), training=False)
+    assert logits.shape == (3, 5)
+    assert logits.dtype == "float32"
+    assert {variable.dtype for variable in model.weights} == {"float32"}
+    compute = {"float32": "float32"}.get(precision, precision.removeprefix("mixed_"))
+    assert model.get_layer("stage1_conv").compute_dtype == compute
+    assert np.isfinite(np.asarray(logits)).all()
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16"], indirect=True)
+def test_mobilenet_gives_float32_logits_from_bfloat16(precision: str) -> None:
+    logits = build("mobilenetv3small")(pictures(), training=False)
+    assert logits.shape == (3, 8)
+    assert logits.dtype == "float32"
+
+
+@pytest.mark.parametrize(("backbone", "low", "high"), [("cnn", 0.38e6, 0.40e6), ("mobilenetv3small", 0.93e6, 0.96e6)])
+def test_networks_are_as_large_as_they_say_and_named_for_checkpoints(backbone: str, low: float, high: float) -> None:
+    one, two = build(backbone, seed=1), build(backbone, seed=1)
+    assert low < one.count_params() < high
+    paths = [variable.path for variable in one.weights]
+    assert len(set(paths)) == len(paths)
+    assert paths == [variable.path for variable in two.weights]
+    for ours, theirs in zip(one.get_weights(), two.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_another_seed_gives_other_weights() -> None:
+    one, two = build(seed=1).get_weights()[0], build(seed=2).get_weights()[0]
+    assert np.abs(one - two).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "momentum"), [(1, 0.5), (20, 0.5), (100, 0.9), (5000, 0.998), (10**6, 0.999)]
+)
+def test_moving_statistics_forget_within_a_tenth_of_the_run(total_steps: int, momentum: float) -> None:
+    layers = [
+        layer
+        for layer in build(total_steps=total_steps).layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert len(layers) == 4
+    assert [layer.momentum for layer in layers] == pytest.approx([momentum] * 4)
+
+
+def test_mobilenets_momentum_is_set_too() -> None:
+    layers = [
+        layer
+        for layer in build("mobilenetv3small", total_steps=100).layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    assert len(layers) == 34
+    assert {layer.momentum for layer in layers} == {0.9}
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_the_head_has_our_dropout_and_no_other(backbone: str) -> None:
+    layers = [layer for layer in build(backbone).layers if isinstance(layer, keras.layers.Dropout)]
+    assert [(type(layer), layer.rate, layer.name) for layer in layers] == [(StatelessDropout, 0.2, "head_dropout")]
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_raw_pictures_are_scaled_inside(backbone: str) -> None:
+    layer = next(layer for layer in build(backbone).layers if isinstance(layer, keras.layers.Rescaling))
+    np.testing.assert_allclose(layer(np.array([0.0, 127.5, 255.0])), [-1.0, 0.0, 1.0], atol=1e-6)
+
+
+def test_a_backbone_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(KeyError, match="resnet"):
+        build("resnet")

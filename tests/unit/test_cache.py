@@ -1,0 +1,195 @@
+import errno
+import json
+import multiprocessing
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bloodcell_dist.data.cache import cached
+from bloodcell_dist.data.dataset import ArrayDataset
+from bloodcell_dist.data.sources import load_dataset
+from bloodcell_dist.errors import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
+
+
+class Builder:
+    """Builds a small set with every column and counts how often."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, allocate):
+        self.calls += 1
+        images = allocate(IMAGES.shape)
+        images[:] = IMAGES
+        return ArrayDataset(
+            images,
+            np.array([0, 1, 1, 0, 1]),
+            ("a", "b"),
+            groups=np.array([4, 4, 5, 6, 7]),
+            names=("v", "w", "x", "y", "z/ü\udcff"),
+            partition=np.array([0, 0, 1, 2, 0], np.int8),
+        )
+
+
+def the_files(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.rglob("*") if path.is_file())
+
+
+def test_built_once_and_mapped_afterwards(tmp_path):
+    build = Builder()
+    first, second = (cached(tmp_path, {"k": 1}, build) for _ in range(2))
+    assert build.calls == 1
+    assert isinstance(second.images, np.memmap) and not second.images.flags.writeable
+    assert second.fingerprint() == first.fingerprint() == build(lambda shape: np.empty(shape, np.uint8)).fingerprint()
+    for column in ("labels", "groups", "partition"):
+        assert np.array_equal(getattr(second, column), getattr(first, column))
+    assert second.names == ("v", "w", "x", "y", "z/ü\udcff") and second.class_names == ("a", "b")
+    assert the_files(tmp_path) == ["dataset.json", "images.npy", "lock"]
+
+
+def test_the_key_tells_sets_apart(tmp_path):
+    build = Builder()
+    for key in ({"k": 1}, {"k": 2}, {"k": 1, "j": None}):
+        cached(tmp_path, key, build)
+    assert build.calls == 3
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dataset = cached(None, {}, Builder())
+    assert not isinstance(dataset.images, np.memmap)
+    assert not list(tmp_path.iterdir())
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def drop_key(path: Path) -> None:
+    about = json.loads(path.read_text())
+    del about["labels"]
+    path.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("images.npy", cut),
+        ("images.npy", flip),
+        ("images.npy", Path.unlink),
+        ("dataset.json", cut),
+        ("dataset.json", drop_key),
+        ("dataset.json", Path.unlink),
+        ("dataset.json", lambda path: path.write_text("[]")),
+    ],
+)
+def test_a_damaged_copy_is_built_anew(tmp_path, name, harm):
+    build = Builder()
+    whole = cached(tmp_path, {}, build).fingerprint()
+    harm(next(tmp_path.rglob(name)))
+    assert cached(tmp_path, {}, build).fingerprint() == whole
+    assert build.calls == 2
+    cached(tmp_path, {}, build)
+    assert build.calls == 2
+
+
+def test_a_build_that_fails_leaves_no_set(tmp_path):
+    def fail(allocate):
+        allocate((4, 8, 8, 3))
+        raise UserError("cell.jpg: truncated")
+
+    with pytest.raises(UserError, match="^cell.jpg: truncated$"):
+        cached(tmp_path, {}, fail)
+    assert the_files(tmp_path) == ["lock"]
+
+
+def test_what_a_killed_build_left_is_swept(tmp_path):
+    build = Builder()
+    cached(tmp_path, {}, build)
+    folder = next(tmp_path.iterdir())
+    (folder / "dataset.json").unlink()
+    (folder / ".tmp-123.npy").write_bytes(b"half")
+    cached(tmp_path, {}, build)
+    assert the_files(tmp_path) == ["dataset.json", "images.npy", "lock"]
+
+
+def test_a_full_disk_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    with pytest.raises(UserError, match=f"data.cache_dir={tmp_path} cannot be used .No space left on device"):
+        cached(tmp_path, {}, Builder())
+    assert the_files(tmp_path) == ["lock"]
+
+
+def test_an_impossible_folder_is_one_message(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="data.cache_dir=.*/file/cache cannot be used .Not a directory"):
+        cached(tmp_path / "file" / "cache", {}, Builder())
+
+
+def _build_slowly(folder: Path, log: Path) -> None:
+    def build(allocate):
+        with log.open("a") as file:
+            file.write("built\n")
+        time.sleep(0.5)
+        return Builder()(allocate)
+
+    assert np.array_equal(cached(folder, {}, build).images, IMAGES)
+
+
+def test_processes_that_start_together_build_once(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    arguments = (tmp_path / "cache", tmp_path / "log")
+    processes = [context.Process(target=_build_slowly, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "log").read_text() == "built\n"
+
+
+def test_a_folder_is_decoded_again_when_a_picture_or_a_setting_changes(tmp_path):
+    root, cache = tmp_path / "cells", tmp_path / "cache"
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        Image.fromarray(IMAGES[0]).save(root / name / "x.png")
+
+    def load(**settings):
+        return load_dataset("folder", root, cache_dir=cache, **{"image_size": 8, **settings})
+
+    first = load()
+    assert isinstance(first.images, np.memmap)
+    assert len(list(cache.iterdir())) == 1
+    assert load().fingerprint() == first.fingerprint() and len(list(cache.iterdir())) == 1
+    Image.fromarray(IMAGES[1]).save(root / "b" / "x.png")
+    assert np.array_equal(load().images[1], IMAGES[1])
+    load(image_size=6)
+    load(crop=4)
+    load(class_names=("b", "a"))
+    assert len(list(cache.iterdir())) == 5
+
+
+def test_npz_and_drawn_cells_are_cached_too(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=[0, 1, 2, 3, 4])
+    for source, path in (("npz", tmp_path / "a.npz"), ("synthetic", None)):
+        load = partial(load_dataset, source, path, image_size=8, synthetic_examples=8)
+        plain = load()
+        twice = [load(cache_dir=tmp_path / "c") for _ in range(2)]
+        assert all(isinstance(found.images, np.memmap) for found in twice)
+        assert {found.fingerprint() for found in twice} == {plain.fingerprint()}

@@ -1,0 +1,85 @@
+"""Signals, sent for real: to this process and to a child."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from bloodcell_dist.training.preemption import StopRequest
+
+WAITING = """
+import time
+from bloodcell_dist.training.preemption import StopRequest
+
+stop = StopRequest()
+with stop.listening("USR1"):
+    print("listening", flush=True)
+    while not stop.is_set:
+        time.sleep(0.005)
+    print(stop.signal_name, flush=True)
+    time.sleep(0.2 if stop.signal_name != "SIGINT" else 60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("USR1", signal.SIGUSR1), ("USR2", signal.SIGUSR2), ("USR1", signal.SIGTERM), ("TERM", signal.SIGTERM)],
+)
+def test_a_signal_is_noted(name: str, number: signal.Signals) -> None:
+    stop = StopRequest()
+    with stop.listening(name):
+        assert not stop.is_set and stop.signal_name is None
+        os.kill(os.getpid(), number)
+        assert stop.is_set
+    assert stop.signal_name == number.name
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    stop = StopRequest()
+    with stop.listening("USR1"), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal_name == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupt_after_another_signal_is_polite_too() -> None:
+    stop = StopRequest()
+    with stop.listening("USR1"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_set
+
+
+def test_the_handlers_of_before_come_back() -> None:
+    numbers = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(ZeroDivisionError), StopRequest().listening("USR1"):
+        assert [signal.getsignal(number) for number in numbers] != before
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_child_process_lives_on_to_save(number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "listening\n"
+        child.send_signal(number)
+        assert child.stdout.readline() == f"{number.name}\n"
+        assert child.wait(30) == 0
+
+
+def test_a_child_process_can_be_interrupted_twice() -> None:
+    command = [sys.executable, "-c", WAITING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout.readline() == "listening\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "SIGINT\n"
+        child.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in child.stderr.read()
+        assert child.wait(30) == -signal.SIGINT

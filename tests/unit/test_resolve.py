@@ -1,0 +1,185 @@
+"""What `auto` becomes, and what a run that goes on keeps."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bloodcell_dist.config import load_settings
+from bloodcell_dist.errors import UserError
+from bloodcell_dist.resolve import EPOCHS_ON_CPU, EPOCHS_ON_GPU, Machine, keep_choices, resolve
+from bloodcell_dist.settings import Settings
+
+CPU, OLD_GPU, NEW_GPU = Machine(0), Machine(1), Machine(1, bfloat16=True)
+
+
+def cells(path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, images=np.zeros((1, 2, 2, 3), np.uint8), labels=np.zeros(1, int))
+    return path
+
+
+def settle(
+    folder: Path, *overrides: str, machine: Machine = CPU, data: str | None = None
+) -> tuple[Settings, list[str]]:
+    environ = {} if data is None else {"BLOODCELL_DATA": data}
+    return resolve(load_settings(None, overrides), machine, environ, folder)
+
+
+@pytest.mark.parametrize(
+    ("machine", "epochs", "precision", "xla"),
+    [
+        (CPU, EPOCHS_ON_CPU, "float32", "parts"),
+        (OLD_GPU, EPOCHS_ON_GPU, "mixed_float16", "on"),
+        (NEW_GPU, EPOCHS_ON_GPU, "mixed_bfloat16", "on"),
+    ],
+)
+def test_auto_follows_the_machine(tmp_path: Path, machine: Machine, epochs: int, precision: str, xla: str) -> None:
+    settings, lines = settle(tmp_path, machine=machine)
+    train = settings.train
+    assert (train.epochs, train.precision, train.xla) == (epochs, precision, xla)
+    assert (settings.distribute.strategy, settings.model.backbone) == ("single", "mobilenetv3small")
+    assert "auto" not in settings.model_dump_json()
+    assert len(lines) == 6 and all(" = " in line and ": " in line for line in lines)
+
+
+def test_what_is_given_is_not_chosen(tmp_path: Path) -> None:
+    given = (
+        "train.epochs=9",
+        "train.precision=float32",
+        "train.xla=off",
+        "model.backbone=cnn",
+        "data.source=synthetic",
+    )
+    settings, lines = settle(tmp_path, *given, "distribute.strategy=single", machine=NEW_GPU)
+    assert (settings.train.epochs, settings.train.precision, settings.train.xla) == (9, "float32", "off")
+    assert lines == []
+
+
+def test_resolving_twice_changes_nothing(tmp_path: Path) -> None:
+    first, _ = settle(tmp_path, machine=NEW_GPU)
+    assert resolve(first, CPU, {}, tmp_path / "elsewhere") == (first, [])
+
+
+def test_the_order_in_which_cells_are_looked_for(tmp_path: Path) -> None:
+    settings, lines = settle(tmp_path)
+    assert (settings.data.source, settings.data.path) == ("synthetic", None)
+    assert "DRAWN cells, not real ones" in lines[0]
+
+    here = cells(tmp_path / "training_set.npz")
+    settings, lines = settle(tmp_path)
+    assert (settings.data.source, settings.data.path) == ("npz", str(here))
+    assert "found in the working folder" in lines[0]
+
+    there = cells(tmp_path / "there" / "a.npz")
+    settings, lines = settle(tmp_path, data=str(there))
+    assert settings.data.path == str(there)
+    assert "from $BLOODCELL_DATA" in lines[0]
+
+    named = cells(tmp_path / "named" / "b.npz")
+    settings, lines = settle(tmp_path, f"data.path={named}", data=str(there))
+    assert settings.data.path == str(named)
+    assert "told by its content" in lines[0]
+
+
+def test_an_empty_variable_is_no_variable(tmp_path: Path) -> None:
+    assert settle(tmp_path, data="")[0].data.source == "synthetic"
+
+
+def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.npz: no such file or folder \(from \$BLOODCELL_DATA\)"):
+        settle(tmp_path, data="nowhere.npz")
+
+
+def test_paths_start_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    cells(tmp_path / "sub" / "a.npz")
+    settings, _ = settle(tmp_path, "data.path=sub/../sub/a.npz", "data.test_path=~/t.npz", "data.cache_dir=c")
+    assert settings.data.path == str(tmp_path / "sub" / "a.npz")
+    assert settings.data.test_path == str(tmp_path / "home" / "t.npz")
+    assert settings.data.cache_dir == str(tmp_path / "c")
+
+
+def test_a_home_that_is_not_known_is_a_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="~nobody.knows/a.npz: no such file or folder"):
+        settle(tmp_path, "data.path=~nobody.knows/a.npz")
+
+
+def keep(folder: Path, first: list[str], again: list[str], machine: Machine = CPU, data: str | None = None) -> Settings:
+    """The settings a second command goes on with, after a first one on a CPU machine."""
+    saved, _ = settle(folder, *first, data=None)
+    given = load_settings(None, again)
+    environ = {} if data is None else {"BLOODCELL_DATA": data}
+    return keep_choices(given, resolve(given, machine, environ, folder)[0], saved, Path("runs/a"))
+
+
+def test_the_same_command_goes_on(tmp_path: Path) -> None:
+    assert keep(tmp_path, ["train.seed=3"], ["train.seed=3"]) == settle(tmp_path, "train.seed=3")[0]
+
+
+def test_another_machine_does_not_change_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    settings = keep(tmp_path, [], [], machine=NEW_GPU)
+    assert (settings.train.precision, settings.train.epochs) == ("float32", EPOCHS_ON_CPU)
+    assert (
+        "train.precision = float32, chosen when the run began, is kept; it would now be mixed_bfloat16" in caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "expected"),
+    [
+        (["train.epochs=3"], ["train.epochs=5"], "started with train.epochs=3, now train.epochs=5; go on with 3, or"),
+        (["train.seed=1"], [], "this run was started with train.seed=1, now train.seed=0"),
+        ([], ["train.precision=mixed_float16"], "with train.precision='float32', now train.precision='mixed_float16'"),
+        (
+            [],
+            ["data.path=training_set.npz"],
+            "started with data.source='synthetic', now|data.path=None, now data.path=",
+        ),
+    ],
+)
+def test_a_different_command_is_refused(tmp_path: Path, first: list[str], again: list[str], expected: str) -> None:
+    if any("data.path" in text for text in again):
+        saved, _ = settle(tmp_path)
+        cells(tmp_path / "training_set.npz")
+        given = load_settings(None, again)
+        with pytest.raises(UserError, match=f"runs/a: this run was {expected}"):
+            keep_choices(given, resolve(given, CPU, {}, tmp_path)[0], saved, Path("runs/a"))
+    else:
+        with pytest.raises(UserError, match=expected):
+            keep(tmp_path, first, again)
+
+
+def test_a_cache_elsewhere_is_used(tmp_path: Path) -> None:
+    """Node-local scratch has another name for each job."""
+    settings = keep(tmp_path, ["data.cache_dir=/scratch/1"], ["data.cache_dir=/scratch/2"])
+    assert settings.data.cache_dir == "/scratch/2"
+
+
+def test_cells_given_at_another_place_are_used(tmp_path: Path) -> None:
+    one, two = cells(tmp_path / "job1" / "a.npz"), cells(tmp_path / "job2" / "a.npz")
+    assert keep(tmp_path, [f"data.path={one}"], [f"data.path={two}"]).data.path == str(two)
+
+
+def test_cells_that_were_found_are_kept_while_they_are_there(tmp_path: Path) -> None:
+    """The variable names another set, but the command leaves the choice open and the run has made it."""
+    found, other = cells(tmp_path / "training_set.npz"), cells(tmp_path / "other" / "a.npz")
+    assert keep(tmp_path, [], [], data=str(other)).data.path == str(found)
+
+    saved, _ = settle(tmp_path)
+    found.unlink()
+    given = load_settings()
+    moved, _ = resolve(given, CPU, {"BLOODCELL_DATA": str(other)}, tmp_path)
+    assert keep_choices(given, moved, saved, Path("runs/a")).data.path == str(other)
+
+
+def test_drawn_cells_stay_drawn_cells(tmp_path: Path) -> None:
+    saved, _ = settle(tmp_path)
+    cells(tmp_path / "training_set.npz")
+    given = load_settings()
+    kept = keep_choices(given, resolve(given, CPU, {}, tmp_path)[0], saved, Path("runs/a"))
+    assert (kept.data.source, kept.data.path) == ("synthetic", None)

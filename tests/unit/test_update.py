@@ -1,0 +1,212 @@
+"""The update: decay, multipliers, averages, loss scaling, and the skipping of gradients that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from bloodcell_dist.training import update as update_module
+from bloodcell_dist.training.optimizers import make_rule
+from bloodcell_dist.training.update import INITIAL_LOSS_SCALE, Update
+
+SHAPES = [(5, 4), (4,)]
+NAMES = ["dense/kernel", "dense/bias"]
+RATE = 0.01
+
+
+def make(rule: str = "adamw", *, values: Sequence[np.ndarray] | None = None, **options: Any):
+    """An update and the weights it moves."""
+    weights = [tf.Variable(value) for value in (values if values is not None else start())]
+    settings = {"weight_decay": 0.1, "clip_norm": 1.0, "ema_decay": 0.9, "xla": False, **options}
+    return Update(weights, NAMES, make_rule(rule), **settings), weights
+
+
+def start() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.normal(size=shape).astype(np.float32) for shape in SHAPES]
+
+
+def gradients(step: int, scale: float = 1.0) -> list[tf.Tensor]:
+    generator = np.random.default_rng([1, step])
+    return [tf.constant((generator.normal(size=shape) * scale).astype(np.float32)) for shape in SHAPES]
+
+
+def advance(update: Update, grads: list[tf.Tensor], rate: float = RATE) -> tuple[float, bool]:
+    norm, finite = update.apply(grads, tf.constant(rate))
+    return float(norm), bool(finite)
+
+
+def snapshot(update: Update, weights: list[tf.Variable]) -> dict[str, np.ndarray]:
+    state = {name: variable.numpy() for name, variable in update.state().items()}
+    return state | {f"weights/{name}": weight.numpy() for name, weight in zip(NAMES, weights, strict=True)}
+
+
+def assert_same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], but: Sequence[str] = ()) -> None:
+    assert set(found) == set(expected)
+    for name in set(found) - set(but):
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("rule", ["lion", "adamw", "sgd"])
+def test_updates_follow_keras_with_clipping_and_biases_not_decayed(rule: str) -> None:
+    update, weights = make(rule, ema_decay=None)
+    common = {"learning_rate": RATE, "weight_decay": 0.1, "global_clipnorm": 1.0}
+    theirs = {
+        "lion": lambda: keras.optimizers.Lion(**common),
+        "adamw": lambda: keras.optimizers.AdamW(**common),
+        "sgd": lambda: keras.optimizers.SGD(momentum=0.9, **common),
+    }[rule]()
+    variables = [keras.Variable(value) for value in start()]
+    theirs.exclude_from_weight_decay(var_list=[variables[1]])
+    for step in range(12):
+        _, finite = advance(update, gradients(step))
+        theirs.apply(gradients(step), variables)
+        assert finite
+        for ours, expected in zip(weights, variables, strict=True):
+            np.testing.assert_allclose(ours.numpy(), expected.numpy(), rtol=3e-6, atol=3e-6)
+
+
+def test_a_multiplier_is_a_factor_of_the_learning_rate_of_one_weight() -> None:
+    free = {"clip_norm": None, "ema_decay": None}
+    update, weights = make("lion", multipliers=[0.25, 0.0], **free)
+    slow, slow_weights = make("lion", **free)
+    for step in range(10):
+        advance(update, gradients(step))
+        advance(slow, gradients(step), RATE * 0.25)
+    np.testing.assert_array_equal(weights[0].numpy(), slow_weights[0].numpy())
+    np.testing.assert_array_equal(weights[1].numpy(), start()[1])
+
+
+def test_the_norm_is_that_of_the_true_gradients_before_clipping() -> None:
+    update, _ = make(clip_norm=0.01, loss_scaling=True)
+    norm, finite = advance(update, [g * INITIAL_LOSS_SCALE for g in gradients(0)])
+    expected = np.sqrt(sum(float(np.sum(g.numpy() ** 2)) for g in gradients(0)))
+    assert finite
+    np.testing.assert_allclose(norm, expected, rtol=1e-6)
+
+
+def test_averages_follow_the_weights_fast_at_first_then_at_their_decay() -> None:
+    update, weights = make("sgd", ema_decay=0.5)
+    expected = [value.astype(np.float64) for value in start()]
+    for step in range(1, 13):
+        advance(update, gradients(step), rate=0.5)
+        decay = min(0.5, (1 + step) / (10 + step))  # 2/11, 3/12, ... and 0.5 from the eighth update on
+        expected = [decay * e + (1 - decay) * w.numpy() for e, w in zip(expected, weights, strict=True)]
+        for average, value in zip(update.averages, expected, strict=True):
+            np.testing.assert_allclose(average.numpy(), value, rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_decay_no_averages_are_kept() -> None:
+    update, _ = make(ema_decay=None)
+    assert update.averages == []
+    assert not any(name.startswith("average/") for name in update.state())
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("xla", [False, True])
+def test_one_value_that_is_not_finite_skips_everything_and_halves_the_scale(
+    bad: float, clip: float | None, xla: bool
+) -> None:
+    update, weights = make(loss_scaling=True, clip_norm=clip, xla=xla)
+    advance(update, gradients(0, INITIAL_LOSS_SCALE))
+    before = snapshot(update, weights)
+    kernel, bias = gradients(1, INITIAL_LOSS_SCALE)
+    spoilt = bias.numpy()
+    spoilt[2] = bad
+    _, finite = advance(update, [kernel, tf.constant(spoilt)])
+    after = snapshot(update, weights)
+    assert not finite
+    assert_same_bits(after, before, but=["loss_scale", "finite_updates"])
+    assert after["loss_scale"] == before["loss_scale"] / 2
+    assert before["finite_updates"] == 1
+    assert after["finite_updates"] == 0
+
+
+def test_without_loss_scaling_a_bad_gradient_is_skipped_too() -> None:
+    update, weights = make()
+    before = snapshot(update, weights)
+    _, finite = advance(update, [gradients(0)[0], tf.fill([4], np.nan)])
+    assert not finite
+    assert_same_bits(snapshot(update, weights), before)
+    assert advance(update, gradients(0))[1]
+
+
+def test_the_scale_doubles_after_a_long_run_without_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_module, "LOSS_SCALE_PATIENCE", 3)
+    update, _ = make(loss_scaling=True)
+    scales = []
+    for step in range(10):
+        grads = gradients(step) if step != 4 else [g * np.inf for g in gradients(step)]
+        advance(update, grads)
+        scales.append(float(update.loss_scale) / INITIAL_LOSS_SCALE)
+    assert scales == [1, 1, 2, 2, 1, 1, 1, 2, 2, 2]
+
+
+def test_the_scale_never_falls_below_one() -> None:
+    update, _ = make(loss_scaling=True)
+    for _ in range(20):
+        advance(update, [g * np.nan for g in gradients(0)])
+    assert float(update.loss_scale) == 1.0
+
+
+def test_scaled_gradients_make_the_same_update() -> None:
+    scaled, scaled_weights = make(loss_scaling=True)
+    plain, plain_weights = make()
+    for step in range(5):
+        advance(scaled, gradients(step, INITIAL_LOSS_SCALE))
+        advance(plain, gradients(step))
+    for one, other in zip(scaled_weights, plain_weights, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())  # the scale is a power of two
+
+
+@pytest.mark.parametrize("rule", ["lion", "adamw", "sgd"])
+def test_an_update_goes_on_from_its_saved_state_to_the_bit(rule: str) -> None:
+    update, weights = make(rule, loss_scaling=True)
+    for step in range(4):
+        advance(update, gradients(step, INITIAL_LOSS_SCALE))
+    saved = snapshot(update, weights)
+    again, again_weights = make(rule, loss_scaling=True, values=[np.zeros(shape, np.float32) for shape in SHAPES])
+    for name, variable in again.state().items():
+        variable.assign(saved[name])
+    for name, weight in zip(NAMES, again_weights, strict=True):
+        weight.assign(saved[f"weights/{name}"])
+    for step in range(4, 8):
+        advance(update, gradients(step, INITIAL_LOSS_SCALE))
+        advance(again, gradients(step, INITIAL_LOSS_SCALE))
+    assert_same_bits(snapshot(again, again_weights), snapshot(update, weights))
+
+
+def test_names_in_the_state_say_what_they_are() -> None:
+    update, _ = make("adamw")
+    assert {"loss_scale", "finite_updates", "count", "mean/dense/kernel", "square/dense/bias"} < set(update.state())
+
+
+@pytest.mark.parametrize("rule", ["lion", "adamw", "sgd"])
+def test_compiled_and_plain_updates_agree(rule: str) -> None:
+    plain, plain_weights = make(rule, loss_scaling=True)
+    compiled, compiled_weights = make(rule, loss_scaling=True, xla=True)
+    for step in range(12):
+        grads = gradients(step, INITIAL_LOSS_SCALE * (np.inf if step == 5 else 1.0))
+        assert advance(plain, grads)[1] == advance(compiled, grads)[1] == (step != 5)
+    found, expected = snapshot(compiled, compiled_weights), snapshot(plain, plain_weights)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_update_is_traced_once() -> None:
+    update, _ = make(loss_scaling=True)
+    for step in range(4):
+        advance(update, gradients(step), rate=RATE / (step + 1))
+    assert update.apply.experimental_get_tracing_count() == 1
+
+
+def test_counters_live_where_compiled_code_on_a_gpu_can_reach_them() -> None:
+    """TensorFlow keeps int32 variables in host memory, even on GPUs; XLA refuses variables of another device."""
+    update, _ = make(loss_scaling=True)
+    assert all(variable.dtype != tf.int32 for variable in update.state().values())

@@ -7,5 +7,5 @@ import os
 
 __version__ = "0.1.0"
 
-# TensorFlow's C++ start-up lines would bury a run's own; it reads this when it is imported. A value set by the user stays.
+# TensorFlow's C++ start-up lines would bury a run's own; it reads this when it is imported. A user's value stays.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from bloodcell_dist.errors import RunEnded
+from bloodcell_dist.errors import RunEnded, exit_status_of
 
 DEBUG = (
     "data.max_examples=256",
@@ -65,12 +65,16 @@ def run_command(command: Callable[[], None], show_traceback: bool) -> int:
     """Run a command; its exit status. An ending is one message on standard error, below a traceback if wanted."""
     try:
         command()
-    except RunEnded as ending:
+    except (RunEnded, OSError) as error:
+        disk_full = not isinstance(error, RunEnded)
+        if disk_full and exit_status_of(error) == 1:
+            raise  # another error of the system: a bug, or a broken machine
         sys.stdout.flush()
         if show_traceback:
             traceback.print_exc()
-        print(f"bloodcell-dist: {ending}", file=sys.stderr)
-        return ending.exit_status
-    except KeyboardInterrupt:
-        return 130
+        advice = "; free some space and run the same command again" if disk_full else ""
+        print(f"bloodcell-dist: {error}{advice}", file=sys.stderr)
+        return exit_status_of(error)
+    except KeyboardInterrupt as error:
+        return exit_status_of(error)
     return 0

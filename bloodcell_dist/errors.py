@@ -4,6 +4,8 @@ Imported by every module, imports nothing. `cli.main` turns them into one line o
 that Slurm and shell scripts act on (0 done, 2 bad input, 3 training failed, 75 preempted with a checkpoint saved).
 """
 
+import errno
+
 
 class RunEnded(Exception):
     """Base of the endings that a person or a launcher acts on; the message is shown without a traceback."""
@@ -27,3 +29,12 @@ class Preempted(RunEnded):
     """Stopped on request with a checkpoint saved; 75 is EX_TEMPFAIL of sysexits.h, "try again"."""
 
     exit_status = 75
+
+
+def exit_status_of(error: BaseException) -> int:
+    """The exit status of a process that ends with this error; 130 is the shells' for Ctrl-C."""
+    if isinstance(error, RunEnded):
+        return error.exit_status
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TrainingFailed.exit_status
+    return 130 if isinstance(error, KeyboardInterrupt) else 1

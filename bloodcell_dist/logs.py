@@ -15,7 +15,7 @@ FILE_ONLY = {"file_only": True}
 """As `extra` of a record: for log.txt, not for the terminal."""
 
 
-class _AboveTheBar(logging.StreamHandler):
+class _AboveTheBar(logging.Handler):
     """Prints lines above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -58,9 +58,11 @@ def console() -> Iterator[None]:
     handler = _AboveTheBar()
     handler.setFormatter(_Plain())
     handler.addFilter(lambda record: not hasattr(record, "file_only"))
-    with _attached(handler), _attached(_early):
-        yield
-    _early.records.clear()
+    try:
+        with _attached(handler), _attached(_early):
+            yield
+    finally:
+        _early.records.clear()
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, c
     try:
         source = detect_source(path)
     except UserError as error:
-        raise UserError(f"{error} ({why})") from None
+        raise UserError(str(error) if data.path else f"{error} ({why})") from None
     choices.changes["data.path"] = path
     choices.take("data.source", source, f"{path}, {why}")
 

@@ -65,7 +65,8 @@ class Session:
         self.record = EpochRecord(self.replication)
         self.standing = Standing()
         self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
-        self._fingerprint = data.train.fingerprint()
+        sets = (data.train, data.val, data.test)
+        self._fingerprint = [None if cells is None else cells.fingerprint() for cells in sets]
         self._born = time.monotonic()
         self._first_step = 0
         with self.replication.scope():
@@ -156,18 +157,23 @@ class Session:
         if checkpoint is not None:
             if checkpoint.progress["fingerprint"] != self._fingerprint:
                 raise UserError(
-                    f"{self.run.path}: the training cells are not those this run began with; put the old ones "
+                    f"{self.run.path}: the cells are not those this run began with; put the old ones "
                     "back, or give another --run-dir for a new run"
                 )
             self.state.restore(checkpoint.arrays)
             self.standing = Standing(**checkpoint.progress["standing"])
             self.record.seconds = checkpoint.progress["epoch_seconds"]
+            self.record.timed_examples = checkpoint.progress["epoch_timed_examples"]
             self._first_step = checkpoint.step
             log.info("continues after step %d of %d", checkpoint.step, self.length.total_steps)
-        rewrite_metrics(self.run.metrics, self._first_step // self.length.steps_per_epoch)
+        rewrite_metrics(self.run.metrics, self.length.finished_epochs(self._first_step))
 
-    def train(self) -> None:
-        """Train to the end of the run. Raises Preempted or TrainingFailed."""
+    def train(self, stop: StopRequest) -> None:
+        """Train to the end of the run. Raises Preempted or TrainingFailed.
+
+        Args:
+            stop: looked at after every step; Ctrl-C sets it too.
+        """
         end_epoch = EpochEnd(
             self.run,
             self.model,
@@ -180,10 +186,9 @@ class Session:
             select_by=self.settings.evaluate.select_by,
             learning_rate=self.schedule,
         )
-        stop = StopRequest()
         checks = self.settings.train.checks
         num_classes = len(self.data.train.class_names)
-        with stop.listening(self.settings.checkpoint.on_signal):
+        with stop.listening("INT"):
             run_loop(
                 with_checks(self.step, self.data.train.labels, num_classes) if checks else self.step,
                 plan=self.plan,
@@ -236,8 +241,7 @@ class Session:
             notes=self._notes(),
         )
         atomic_write_json(self.run.result, result)
-        for line in summary(result):
-            log.info(line)
+        log.info(summary(result))
         log.info("report: %s", self.run.report)
 
     def arithmetic(self) -> str:
@@ -260,6 +264,7 @@ class Session:
             "fingerprint": self._fingerprint,
             "standing": asdict(self.standing),
             "epoch_seconds": self.record.seconds,
+            "epoch_timed_examples": self.record.timed_examples,
         }
         self._checkpoints.save(step, self.state.arrays(), progress)
 

@@ -12,14 +12,16 @@ from pathlib import Path
 
 from bloodcell_dist import logs
 from bloodcell_dist.atomic import atomic_write_json
-from bloodcell_dist.config import dump_yaml, load_settings
+from bloodcell_dist.config import dump_yaml, load_settings, replace
 from bloodcell_dist.data.prepare import Prepared, Source, prepare
-from bloodcell_dist.errors import RunEnded, UserError
+from bloodcell_dist.errors import UserError, exit_status_of
 from bloodcell_dist.resolve import Machine, keep_choices, resolve
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.settings import Settings
 
 log = logging.getLogger(__name__)
+
+STATES = {0: "done", 2: "bad input", 3: "training failed", 75: "stopped, checkpoint saved", 130: "interrupted"}
 
 
 def settle(given: Settings, machine: Machine) -> tuple[Settings, list[str]]:
@@ -27,16 +29,18 @@ def settle(given: Settings, machine: Machine) -> tuple[Settings, list[str]]:
     return resolve(given, machine, os.environ, Path.cwd())
 
 
-def run_folder(asked: str | None, settings: Settings, debug: bool) -> RunDir:
+def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bool) -> RunDir:
     """The folder asked for, or one below runs/ named by the settings, so that the same command finds it again.
 
-    Debug runs are for looking at, not for continuing: each gets a folder of its own.
+    The name does not depend on the machine: a job that comes back on another node, with other scratch or another kind
+    of GPU, goes on in the same folder. Debug runs are for looking at, not for continuing: each gets its own.
     """
     if asked is not None:
         return RunDir(Path(asked))
     if debug:
         return RunDir(Path("runs", time.strftime("debug-%Y%m%d-%H%M%S")))
-    digest = hashlib.sha256(dump_yaml(settings).encode()).hexdigest()[:8]
+    chosen = {"data.cache_dir": None, "data.source": settings.data.source, "data.path": settings.data.path}
+    digest = hashlib.sha256(dump_yaml(replace(given, chosen)).encode()).hexdigest()[:8]
     return RunDir(Path("runs", f"{settings.model.backbone}-{digest}"))
 
 
@@ -75,17 +79,18 @@ def _enter(stack: contextlib.ExitStack, run: RunDir) -> None:
 def _recorded_ending(run: RunDir) -> Iterator[None]:
     """Keep status.json: launchers change exit statuses, this file carries the reason past them."""
     atomic_write_json(run.status, {"state": "running", "exit_status": None, "message": ""})
-    state, exit_status, message = "done", 0, ""
+    exit_status, message = 0, ""
     try:
         yield
     except BaseException as error:
-        exit_status = error.exit_status if isinstance(error, RunEnded) else 1
-        state = {2: "bad input", 3: "training failed", 75: "stopped, checkpoint saved"}.get(exit_status, "failed")
+        exit_status = exit_status_of(error)
         message = str(error) or type(error).__name__
         log.error(message, extra=logs.FILE_ONLY)  # the command line prints it
         raise
     finally:
-        atomic_write_json(run.status, {"state": state, "exit_status": exit_status, "message": message})
+        with contextlib.suppress(OSError):  # a full disk must not hide the first error
+            state = STATES.get(exit_status, "failed")
+            atomic_write_json(run.status, {"state": state, "exit_status": exit_status, "message": message})
 
 
 def load_data(settings: Settings) -> Prepared:

@@ -17,17 +17,20 @@ from bloodcell_dist.config import load_settings
 from bloodcell_dist.runtime import configure, look_at_machine
 from bloodcell_dist.session import Session
 from bloodcell_dist.start import found_run, load_data, open_run, run_folder, settle
+from bloodcell_dist.training.preemption import StopRequest
 
 log = logging.getLogger("bloodcell_dist.train")  # under `python -m` the name would be __main__
 
 
 def train(options: argparse.Namespace) -> None:
     """One run, from settings to report. Raises RunEnded for every ending a person should know of."""
+    stop = StopRequest()
     with contextlib.ExitStack() as stack:
         # 1. What is asked for, and what `auto` means on this machine.
         given = load_settings(options.config, overrides_of(options))
         settings, choices = settle(given, look_at_machine())
-        run = run_folder(options.run_dir, settings, options.debug)
+        run = run_folder(options.run_dir, given, settings, options.debug)
+        stack.enter_context(stop.listening(settings.checkpoint.on_signal, "TERM"))
 
         # 2. A run that has begun goes on with the settings it began with; a finished one is left alone.
         settings, begun = open_run(stack, run, given, settings)
@@ -52,7 +55,7 @@ def train(options: argparse.Namespace) -> None:
 
         # 5. Train, from the newest checkpoint if there is one.
         session.resume()
-        session.train()
+        session.train(stop)
 
         # 6. Measure the best and the last model, export, report.
         session.finish()

@@ -36,7 +36,7 @@ class Standing:
         best_step: updates made at its end.
         best_value: of the selecting metric.
         train_seconds: spent in training steps.
-        examples: trained on in that time.
+        examples: trained on in that time; the first step of each life, which compiles, is not counted.
         wall_seconds: lived, all lives of the run together.
     """
 
@@ -143,7 +143,7 @@ class EpochEnd:
             if best:
                 with atomic_file(self._run.best_weights) as path:
                     save_weights(self._model, path)
-        examples, seconds = len(self._record.losses()), self._record.seconds
+        examples, seconds = self._record.timed_examples, self._record.seconds
         self._standing.train_seconds += seconds
         self._standing.examples += examples
         row = {

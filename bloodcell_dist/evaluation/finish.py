@@ -164,13 +164,13 @@ def write_run_report(
     write_report(run.report, inputs)
 
 
-def summary(result: Mapping[str, Any]) -> list[str]:
-    """The last lines of the log: how the best model does."""
+def summary(result: Mapping[str, Any]) -> str:
+    """One line on how the best model does."""
     split = "test" if result["test_accuracy"] is not None else "val"
     name = {"test": "test set", "val": "validation set (same slides as the training cells)"}[split]
     low, high = result["intervals"].get(f"{split}_accuracy", (None, None))
     interval = "" if low is None else f" (95% interval {low:.4f} to {high:.4f})"
-    return [
-        f"best epoch {result['best']['epoch'] + 1} on the {name}: accuracy {result[f'{split}_accuracy']:.4f}{interval}, "
-        f"macro-F1 {result[f'{split}_macro_f1']:.4f}"
-    ]
+    return (
+        f"best epoch {result['best']['epoch'] + 1} on the {name}: accuracy {result[f'{split}_accuracy']:.4f}"
+        f"{interval}, macro-F1 {result[f'{split}_macro_f1']:.4f}"
+    )

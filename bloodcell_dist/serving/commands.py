@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from bloodcell_dist import runtime  # before Keras: it imports TensorFlow quietly
 from bloodcell_dist.atomic import atomic_write_json
 from bloodcell_dist.data.sources import load_dataset, load_images
@@ -47,11 +49,9 @@ def evaluate_run(folder: str, data_path: str, out: str | None) -> None:
         "confusion": scores.confusion,
     }
     names = [cells.name_of(index) for index in range(cells.num_examples)]
-    write_predictions(
-        place / "predictions.csv", Predictions(names, cells.class_names, probabilities, cells.labels)
-    )
+    write_predictions(place / "predictions.csv", Predictions(names, cells.class_names, probabilities, cells.labels))
     title = f"{Path(data_path).name}, {cells.num_examples} cells"
-    plot_confusion(place / "confusion.png", scores.confusion, cells.class_names, title)
+    plot_confusion(place / "confusion.png", np.asarray(scores.confusion), cells.class_names, title)
     plot_per_class(place / "per_class.png", scores.per_class, title)
     plot_mistakes(place / "mistakes.png", cells.images, cells.labels, probabilities, cells.class_names)
     atomic_write_json(place / "metrics.json", content)

@@ -37,6 +37,10 @@ class Length:
         """Epochs, the last one perhaps cut short."""
         return -(-self.total_steps // self.steps_per_epoch)
 
+    def finished_epochs(self, step: int) -> int:
+        """Epochs that are over after `step` updates."""
+        return self.epochs if step >= self.total_steps else step // self.steps_per_epoch
+
     def end_of(self, epoch: int) -> int:
         """Updates made when `epoch` (from 0) is over."""
         return min((epoch + 1) * self.steps_per_epoch, self.total_steps)
@@ -78,33 +82,46 @@ def run_loop(
         TrainingFailed: the training diverged.
     """
     step = first_step
-    for epoch in range(first_step // length.steps_per_epoch, length.epochs):
+    while step < length.total_steps:
+        epoch = length.finished_epochs(step)
         start, end = epoch * length.steps_per_epoch, length.end_of(epoch)
         batches = plan.epoch_batches(epoch)[step - start : end - start]
-        progress = EpochProgress(epoch + 1, length.epochs, step - start, end - start)
-        clock = time.monotonic()
-        for indices in replication.feed(batches):
-            record.add(step_function(indices, step, schedule(step)))
-            if step == first_step:
-                record.last_loss()  # waits for the step
-                log.info("first step, with tracing and compiling: %.0f s", time.monotonic() - clock)
-            step += 1
-            progress.advance(lambda: f"loss {record.last_loss():.4f}")
-            due = every_steps is not None and step % every_steps == 0
-            stopping = replication.any(stop.is_set)
-            if step < end and (due or stopping):
-                record.read()
-                record.seconds += time.monotonic() - clock
-                actions.save(step)
-                clock = time.monotonic()
-                _leave_if(stopping, stop, step)
-        record.read()
-        record.seconds += time.monotonic() - clock
-        progress.close()
+        with EpochProgress(epoch + 1, length.epochs, step - start, end - start) as progress:
+            clock = time.monotonic()
+            for indices in replication.feed(batches):
+                record.add(step_function(indices, step, schedule(step)))
+                if step == first_step:
+                    clock = _after_compiling(record, clock)
+                else:
+                    record.timed_examples += plan.global_batch_size
+                step += 1
+                progress.advance(lambda: f"loss {record.last_loss():.4f}")
+                due = every_steps is not None and step % every_steps == 0
+                stopping = replication.any(stop.is_set)
+                if step < end and (due or stopping):
+                    _pause(record, clock)
+                    actions.save(step)
+                    _leave_if(stopping, stop, step)
+                    clock = time.monotonic()
+            _pause(record, clock)
         actions.end_epoch(epoch, step)
         record.clear()
         actions.save(step)
         _leave_if(replication.any(stop.is_set) and step < length.total_steps, stop, step)
+
+
+def _after_compiling(record: EpochRecord, clock: float) -> float:
+    """Tell how long the first step took; it does not count towards images/s. The new start of the clock."""
+    record.last_loss()  # waits for the step
+    now = time.monotonic()
+    log.info("first step, with tracing and compiling: %.0f s", now - clock)
+    return now
+
+
+def _pause(record: EpochRecord, clock: float) -> None:
+    """Wait for the device and add the time since `clock` to the epoch's."""
+    record.read()
+    record.seconds += time.monotonic() - clock
 
 
 def _leave_if(stopping: bool, stop: StopRequest, step: int) -> None:

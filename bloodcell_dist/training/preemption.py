@@ -20,14 +20,13 @@ class StopRequest:
         return self.signal_name is not None
 
     @contextlib.contextmanager
-    def listening(self, name: str) -> Iterator[None]:
-        """Catch the signal `name` (`USR1`), TERM and INT; a second INT interrupts at once.
+    def listening(self, *names: str) -> Iterator[None]:
+        """Catch the signals of these names (`USR1`) while inside.
 
-        Slurm sends what `--signal` says before the time limit, TERM when a job is cancelled or preempted, a person
-        INT with Ctrl-C.
+        Slurm sends what `--signal` says before the time limit, TERM when a job is cancelled or preempted; Ctrl-C is
+        INT, of which a second one interrupts at once.
         """
-        numbers = {signal.Signals[f"SIG{name}"], signal.SIGTERM, signal.SIGINT}
-        before = {number: signal.signal(number, self._note) for number in numbers}
+        before = {number: signal.signal(number, self._note) for number in {signal.Signals[f"SIG{n}"] for n in names}}
         try:
             yield
         finally:

@@ -46,7 +46,11 @@ class EpochProgress:
             self._spoke = self._clock()
             log.info("%s step %d/%d, %s, %s left", self._label, self._done, self._steps, describe(), self._left())
 
-    def close(self) -> None:
+    def __enter__(self) -> EpochProgress:
+        """The progress itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Take the bar off the terminal."""
         if self._bar is not None:
             self._bar.close()

@@ -28,6 +28,7 @@ class EpochRecord:
         self._arrays = {"losses": [], "probabilities": [], "finite": []}  # type: dict[str, list[np.ndarray]]
         self._skipped_in_a_row = 0  # goes on over the ends of epochs, which may be short
         self.seconds = 0.0
+        self.timed_examples = 0
 
     def add(self, output: StepOutput) -> None:
         """Keep a step's output; every now and then look whether training still moves. Raises TrainingFailed."""
@@ -83,7 +84,7 @@ class EpochRecord:
     def clear(self) -> None:
         """Begin a new epoch."""
         self.read()
-        self.seconds = 0.0
+        self.seconds, self.timed_examples = 0.0, 0
         for parts in self._arrays.values():
             parts.clear()
 

@@ -20,8 +20,8 @@ LAYERS = (
     {"training", "resolve"},
     {"evaluation", "runtime"},
     {"serving", "sweep"},
-    {"session", "start", "data_commands"},
-    {"train"},
+    {"session", "start"},
+    {"train", "data_commands"},
     {"cli", "__main__"},
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}

@@ -68,14 +68,10 @@ def test_another_seed_gives_other_weights() -> None:
     assert np.abs(one - two).max() > 0.01
 
 
-@pytest.mark.parametrize(
-    ("total_steps", "momentum"), [(1, 0.5), (20, 0.5), (100, 0.9), (5000, 0.998), (10**6, 0.999)]
-)
+@pytest.mark.parametrize(("total_steps", "momentum"), [(1, 0.5), (20, 0.5), (100, 0.9), (5000, 0.998), (10**6, 0.999)])
 def test_moving_statistics_forget_within_a_tenth_of_the_run(total_steps: int, momentum: float) -> None:
     layers = [
-        layer
-        for layer in build(total_steps=total_steps).layers
-        if isinstance(layer, keras.layers.BatchNormalization)
+        layer for layer in build(total_steps=total_steps).layers if isinstance(layer, keras.layers.BatchNormalization)
     ]
     assert len(layers) == 4
     assert [layer.momentum for layer in layers] == pytest.approx([momentum] * 4)

@@ -160,14 +160,14 @@ def test_no_batch_at_all_is_an_error() -> None:
 def test_a_network_at_chance_for_its_statistics_is_good_after_recalibration() -> None:
     model = network(momentum=0.999)
     images, labels = pictures(240)
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    model.optimizer.learning_rate = 0.01
-    model.fit(images.astype(np.float32), labels, batch_size=24, epochs=8, verbose=0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.003), loss)
+    model.fit(images.astype(np.float32), labels, batch_size=24, epochs=4, verbose=0)
 
     def accuracy() -> float:
         return float(np.mean(np.argmax(model(images.astype(np.float32), training=False), axis=1) == labels))
 
     before = accuracy()
     Recalibration(model, False)(batches(images, 48))
-    assert before < 0.5
+    assert before < 0.4
     assert accuracy() > 0.95

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 
 import pytest
 
@@ -72,3 +74,20 @@ def test_ctrl_c_is_what_shells_expect() -> None:
 def test_mistakes_in_the_program_are_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         ended_by(ZeroDivisionError())
+
+
+def test_a_full_disk_is_a_failed_training_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "arrays.npz")
+
+    assert run_command(write, False) == 3
+    message = capsys.readouterr().err
+    assert "No space left on device: 'arrays.npz'; free some space and run the same command again" in message
+
+
+def test_other_errors_of_the_system_are_not_hidden() -> None:
+    def read() -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "somewhere")
+
+    with pytest.raises(PermissionError):
+        run_command(read, False)

@@ -85,7 +85,13 @@ def test_an_epoch_ends_with_its_own_record_then_a_checkpoint() -> None:
 
 @pytest.mark.parametrize(
     ("every_steps", "saves"),
-    [(None, [5, 10, 15]), (1, list(range(1, 16))), (3, [3, 5, 6, 9, 10, 12, 15]), (5, [5, 10, 15]), (7, [5, 7, 10, 14, 15])],
+    [
+        (None, [5, 10, 15]),
+        (1, list(range(1, 16))),
+        (3, [3, 5, 6, 9, 10, 12, 15]),
+        (5, [5, 10, 15]),
+        (7, [5, 7, 10, 14, 15]),
+    ],
 )
 def test_checkpoints_come_every_so_many_steps_and_once_at_each_end(every_steps: int | None, saves: list[int]) -> None:
     assert Diary().run(every_steps=every_steps).of("save") == saves
@@ -187,4 +193,4 @@ def test_seconds_of_training_leave_out_saving_and_evaluating(monkeypatch: pytest
             now[0] += 1000.0
 
     Slow().run(every_steps=2)
-    assert seen == [5.0, 5.0, 5.0]
+    assert seen == [4.0, 5.0, 5.0]  # the first step of a life compiles, and is not counted

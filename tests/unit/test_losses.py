@@ -63,9 +63,7 @@ def test_focal_loss_with_gamma_zero_is_cross_entropy(labels: tf.Tensor, logits: 
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "focal"])
-def test_a_mixed_label_gets_the_mixture_of_its_classes_weights(
-    labels: tf.Tensor, logits: tf.Tensor, name: str
-) -> None:
+def test_a_mixed_label_gets_the_mixture_of_its_classes_weights(labels: tf.Tensor, logits: tf.Tensor, name: str) -> None:
     weights = np.linspace(0.2, 3.0, NUM_CLASSES).astype(np.float32)
     plain = make_loss(name, label_smoothing=0.1)(labels, logits).numpy()
     weighted = make_loss(name, label_smoothing=0.1, class_weights=weights.tolist())(labels, logits).numpy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -78,7 +80,7 @@ def test_half_precision_gives_float32_probabilities() -> None:
 
 
 def test_new_weights_are_seen_without_tracing_again(model: keras.Model) -> None:
-    forward = make_forward(model, logits=True, xla=False)
+    forward: Any = make_forward(model, logits=True, xla=False)
     before = predict(forward, IMAGES[:20], 8)
     kept = model.get_weights()
     model.set_weights([weight * 0.5 for weight in kept])

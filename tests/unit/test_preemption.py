@@ -16,7 +16,7 @@ import time
 from bloodcell_dist.training.preemption import StopRequest
 
 stop = StopRequest()
-with stop.listening("USR1"):
+with stop.listening("USR1", "TERM", "INT"):
     print("listening", flush=True)
     while not stop.is_set:
         time.sleep(0.005)
@@ -26,12 +26,17 @@ with stop.listening("USR1"):
 
 
 @pytest.mark.parametrize(
-    ("name", "number"),
-    [("USR1", signal.SIGUSR1), ("USR2", signal.SIGUSR2), ("USR1", signal.SIGTERM), ("TERM", signal.SIGTERM)],
+    ("names", "number"),
+    [
+        (("USR1",), signal.SIGUSR1),
+        (("USR2", "TERM"), signal.SIGUSR2),
+        (("USR1", "TERM"), signal.SIGTERM),
+        (("TERM", "TERM"), signal.SIGTERM),
+    ],
 )
-def test_a_signal_is_noted(name: str, number: signal.Signals) -> None:
+def test_a_signal_is_noted(names: tuple[str, ...], number: signal.Signals) -> None:
     stop = StopRequest()
-    with stop.listening(name):
+    with stop.listening(*names):
         assert not stop.is_set and stop.signal_name is None
         os.kill(os.getpid(), number)
         assert stop.is_set
@@ -40,7 +45,7 @@ def test_a_signal_is_noted(name: str, number: signal.Signals) -> None:
 
 def test_a_second_interrupt_ends_at_once() -> None:
     stop = StopRequest()
-    with stop.listening("USR1"), pytest.raises(KeyboardInterrupt):
+    with stop.listening("USR1", "TERM", "INT"), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal_name == "SIGINT"
         os.kill(os.getpid(), signal.SIGINT)
@@ -48,7 +53,7 @@ def test_a_second_interrupt_ends_at_once() -> None:
 
 def test_an_interrupt_after_another_signal_is_polite_too() -> None:
     stop = StopRequest()
-    with stop.listening("USR1"):
+    with stop.listening("USR1", "TERM", "INT"):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.is_set
@@ -57,7 +62,7 @@ def test_an_interrupt_after_another_signal_is_polite_too() -> None:
 def test_the_handlers_of_before_come_back() -> None:
     numbers = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
-    with pytest.raises(ZeroDivisionError), StopRequest().listening("USR1"):
+    with pytest.raises(ZeroDivisionError), StopRequest().listening("USR1", "TERM", "INT"):
         assert [signal.getsignal(number) for number in numbers] != before
         raise ZeroDivisionError
     assert [signal.getsignal(number) for number in numbers] == before

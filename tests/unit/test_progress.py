@@ -46,7 +46,6 @@ def test_a_line_comes_when_it_is_time(caplog: pytest.LogCaptureFixture) -> None:
     clock.now += LINE_EVERY_S / 10
     progress.advance(lambda: "loss 0.5000")
     progress.advance(unasked)
-    progress.close()
     # ten steps in 15 s, then 90 are left at that pace
     assert lines(caplog) == ["epoch 2/5 step 10/100, loss 0.5000, 2:15 left"]
 
@@ -74,10 +73,9 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     termios.tcsetwinsize(theirs, (24, 80))
     with os.fdopen(theirs, "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        progress = EpochProgress(3, 5, done=1, steps=4)
-        for _ in range(3):
-            progress.advance(lambda: "loss 0.2500")
-        progress.close()
+        with EpochProgress(3, 5, done=1, steps=4) as progress:
+            for _ in range(3):
+                progress.advance(lambda: "loss 0.2500")
         monkeypatch.undo()
         os.set_blocking(ours, False)
         text = os.read(ours, 65536).decode()

@@ -43,7 +43,9 @@ class Run:
     def advance(self, steps: range) -> Run:
         for step in steps:
             generator = np.random.default_rng(step)
-            gradients = [tf.constant(generator.normal(size=w.shape), tf.float32) for w in self.model.trainable_variables]
+            gradients = [
+                tf.constant(generator.normal(size=w.shape), tf.float32) for w in self.model.trainable_variables
+            ]
             norm, finite = self.update.apply(gradients, tf.constant(0.1))
             self.model.get_layer("norm").moving_mean.assign_add(tf.ones(self.model.get_layer("norm").moving_mean.shape))
             losses = tf.constant(generator.random(2), tf.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -30,7 +30,7 @@ PLAIN = Compile(model=False, parts=False)
 PARTS = Compile(model=False, parts=True)
 WHOLE = Compile(model=True, parts=True)
 
-Gradients = Callable[..., Any]
+Gradients = Any  # a tf.function; TensorFlow has no types
 
 
 def network(dropout: float = 0.4) -> keras.Model:
@@ -286,7 +286,6 @@ def test_the_whole_of_mobilenets_gradients_compiles_and_agrees() -> None:
     compiled, compiled_model = mobilenet(WHOLE)
     np.testing.assert_allclose(compiled[1], plain[1], rtol=1e-3)
     np.testing.assert_allclose(compiled[2], plain[2], rtol=5e-3, atol=1e-4)
-    print("DISTANCE", distance(compiled[0], plain[0]))
-    assert distance(compiled[0], plain[0]) < 1e-2
+    assert distance(compiled[0], plain[0]) < 1e-3
     for one, other in zip(compiled_model.get_weights(), plain_model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)  # the moving statistics moved alike

@@ -1,0 +1,191 @@
+"""How a run begins: its folder, its lock, its settings, its cells."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bloodcell_dist.config import load_settings, replace
+from bloodcell_dist.errors import UserError
+from bloodcell_dist.resolve import Machine
+from bloodcell_dist.rundir import RunDir
+from bloodcell_dist.settings import Settings
+from bloodcell_dist.start import default_cache, found_run, load_data, open_run, run_folder, settle
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder without cells, and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BLOODCELL_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def settings_of(*overrides: str) -> tuple[Settings, Settings]:
+    """As given and as resolved."""
+    given = load_settings(None, overrides)
+    return given, settle(given, Machine(0))[0]
+
+
+@contextlib.contextmanager
+def begun(path: Path, *overrides: str) -> Iterator[RunDir]:
+    """A living run that began with a command."""
+    given, settings = settings_of(*overrides)
+    run = RunDir(path)
+    with contextlib.ExitStack() as stack:
+        assert open_run(stack, run, given, settings) == (settings, False)
+        found_run(stack, run, settings)
+        yield run
+
+
+def go_on(path: Path, *overrides: str) -> Settings:
+    given, settings = settings_of(*overrides)
+    with contextlib.ExitStack() as stack:
+        settings, had_begun = open_run(stack, RunDir(path), given, settings)
+        assert had_begun
+        return settings
+
+
+# ---- the folder
+
+
+def test_the_folder_asked_for_is_taken() -> None:
+    assert run_folder("here/it is", *settings_of(), debug=False).path == Path("here/it is")
+    assert run_folder("here", *settings_of(), debug=True).path == Path("here")
+
+
+def test_the_same_settings_find_the_same_folder() -> None:
+    one, same, other = (
+        run_folder(None, *settings_of(seed), False) for seed in ("train.seed=1",) * 2 + ("train.seed=2",)
+    )
+    assert one == same != other
+    assert re.fullmatch(r"runs/mobilenetv3small-[0-9a-f]{8}", str(one.path))
+
+
+def test_another_machine_finds_the_same_folder() -> None:
+    given, here = settings_of("data.cache_dir=/scratch/17")
+    there = replace(here, {"train.precision": "mixed_bfloat16", "train.xla": "on", "train.epochs": 30})
+    moved = replace(given, {"data.cache_dir": "/scratch/18"})
+    assert run_folder(None, given, here, False) == run_folder(None, moved, there, False)
+
+
+def test_debug_runs_have_folders_of_their_own() -> None:
+    folder = run_folder(None, *settings_of(), debug=True).path
+    assert re.fullmatch(r"runs/debug-\d{8}-\d{6}", str(folder))
+
+
+def test_the_cache_is_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_cache() == str(tmp_path / "cache" / "bloodcell_dist")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert default_cache() == "/home/me/.cache/bloodcell_dist"
+
+
+# ---- beginning and going on
+
+
+def test_looking_at_a_new_folder_leaves_nothing(tmp_path: Path) -> None:
+    given, settings = settings_of()
+    with contextlib.ExitStack() as stack:
+        assert open_run(stack, RunDir(tmp_path / "new" / "run"), given, settings) == (settings, False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_goes_on_with_the_settings_it_began_with(tmp_path: Path) -> None:
+    with begun(tmp_path / "run", "train.seed=3") as run:
+        assert load_settings(run.config).train.seed == 3
+    moved = replace(load_settings(run.config), {"train.precision": "mixed_bfloat16"})  # as on a machine with a GPU
+    run.write_config(run.config.read_text().replace("float32", "mixed_bfloat16"))
+    assert go_on(tmp_path / "run", "train.seed=3") == moved
+
+
+def test_a_run_is_not_continued_with_other_settings(tmp_path: Path) -> None:
+    with begun(tmp_path / "run", "train.seed=3"):
+        pass
+    with pytest.raises(UserError, match="run: this run was started with train.seed=3, now train.seed=4; go on with 3"):
+        go_on(tmp_path / "run", "train.seed=4")
+    assert load_settings(tmp_path / "run" / "config.yaml").train.seed == 3
+
+
+def test_a_living_run_is_left_alone(tmp_path: Path) -> None:
+    with begun(tmp_path / "run"), pytest.raises(UserError, match="this run is in use by process"):
+        go_on(tmp_path / "run")
+
+
+def test_of_two_that_begin_at_once_one_begins(tmp_path: Path) -> None:
+    """Both looked before either had made the folder; loading cells takes minutes."""
+    settings = settings_of()[1]
+    in_use = pytest.raises(UserError, match="this run is in use by process")
+    with begun(tmp_path / "run") as run, contextlib.ExitStack() as stack, in_use:
+        found_run(stack, run, settings)
+    with contextlib.ExitStack() as stack, pytest.raises(UserError, match="another process began this run"):
+        found_run(stack, run, settings)
+
+
+def test_a_folder_with_other_things_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    given, settings = settings_of()
+    with contextlib.ExitStack() as stack, pytest.raises(UserError, match="is not a run folder, and holds thesis.tex"):
+        open_run(stack, RunDir(tmp_path), given, settings)
+
+
+def test_the_ending_is_written_down(tmp_path: Path) -> None:
+    with pytest.raises(UserError), begun(tmp_path / "run") as run:
+        assert json.loads(run.status.read_text())["state"] == "running"
+        raise UserError("100% wrong")
+    assert json.loads(run.status.read_text()) == {"state": "bad input", "exit_status": 2, "message": "100% wrong"}
+    assert run.log.read_text().endswith(" ERROR 100% wrong\n")
+
+    go_on(tmp_path / "run")
+    assert json.loads(run.status.read_text())["state"] == "done"
+
+
+# ---- the cells
+
+
+def test_every_setting_of_the_cells_is_used(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (90, 24, 24, 3), np.uint8)
+    images[80:] = images[0]
+    patients = np.arange(90) // 3
+    for name, kept in (("a", slice(None)), ("t", slice(0, 20))):
+        shift = 0 if name == "a" else 1
+        np.savez(
+            tmp_path / f"{name}.npz",
+            images=images[kept] + np.uint8(shift),
+            labels=np.arange(90)[kept] % 3,
+            patients=patients[kept],
+        )
+    common = ("data.path=a.npz", "data.test_path=t.npz", "data.class_names=[x, y, z]", "data.image_size=16")
+    _, settings = settings_of(*common, "data.crop=20", "data.group_column=patients", "data.clean=false")
+    data = load_data(settings)
+    assert data.cleaning is None and data.loaded.num_examples == 90
+    assert data.train.images.shape[1:] == (16, 16, 3)
+    assert data.train.class_names == ("x", "y", "z")
+    assert data.test is not None and data.test.num_examples == 20
+    assert data.train.groups is not None and data.val.groups is not None
+    assert not set(data.train.groups) & set(data.val.groups)
+    assert (tmp_path / "cache" / "bloodcell_dist").is_dir()
+
+    _, settings = settings_of(*common, "data.max_examples=16", "data.cache_dir=mine")
+    data = load_data(settings)
+    assert data.cleaning is not None and len(data.cleaning.removed) == 11
+    assert (data.train.num_examples, data.test and data.test.num_examples) == (16, 16)
+    assert len(list((tmp_path / "mine").iterdir())) == 2
+
+
+def test_the_seed_decides_the_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    images = np.random.default_rng(0).integers(0, 256, (80, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(80) % 8)
+    prints = [
+        load_data(settings_of("data.path=a.npz", "data.image_size=16", f"train.seed={seed}")[1]).val.fingerprint()
+        for seed in (0, 0, 1)
+    ]
+    assert prints[0] == prints[1] != prints[2]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from bloodcell_dist import logs
 from bloodcell_dist.commandline import add_train_options, overrides_of, run_command
+from bloodcell_dist.conclusion import conclude
 from bloodcell_dist.config import load_settings
 from bloodcell_dist.runtime import configure, look_at_machine
 from bloodcell_dist.session import Session
@@ -58,7 +59,7 @@ def train(options: argparse.Namespace) -> None:
         session.train(stop)
 
         # 6. Measure the best and the last model, export, report.
-        session.finish()
+        conclude(session)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,12 +3,14 @@
 Factors mean what they mean in KerasCV's layers of the same names, except where a docstring says otherwise.
 """
 
+import functools
+import math
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from bloodcell_dist.augment.base import Range, StatelessAugmentation, as_range, in_range, per_pixel
+from bloodcell_dist.augment.base import Range, StatelessAugmentation, as_range, in_range, per_pixel, picture_size
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # tf.image.rgb_to_grayscale's
 
@@ -24,9 +26,24 @@ def grey(images: tf.Tensor) -> tf.Tensor:
     return GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue
 
 
+def channel_statistics(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Least, mean and greatest value of each channel, float32 [B, 1, 1, 3] each.
+
+    Folding 32 stripes of the picture onto each other first vectorises; plain reductions take 2.6 times as long
+    compiled on a CPU, and these are half of the cost of an operation.
+    """
+    height, width = picture_size(images)
+    pixels = tf.reshape(images, [-1, height * width, 3])
+    stripes = tf.split(pixels, math.gcd(height * width, 32), axis=1)
+    low = tf.reduce_min(functools.reduce(tf.minimum, stripes), axis=1)
+    high = tf.reduce_max(functools.reduce(tf.maximum, stripes), axis=1)
+    mean = tf.reduce_sum(functools.reduce(tf.add, stripes), axis=1) / (height * width)
+    return low[:, None, None], mean[:, None, None], high[:, None, None]
+
+
 def adjust_contrast(images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """Stretch each channel of each picture about its mean by `factors`, float32 [B]."""
-    means = tf.reduce_mean(images, axis=(1, 2), keepdims=True)
+    _, means, _ = channel_statistics(images)
     return clip((images - means) * per_pixel(factors) + means)
 
 

@@ -1,6 +1,7 @@
 """Affine maps of a batch of pictures, and the one resampling that applies them."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -35,6 +36,14 @@ def compose(first: Affine, second: Affine) -> Affine:
         yy=first.yx * second.xy + first.yy * second.yy,
         y0=first.yx * second.x0 + first.yy * second.y0 + first.y0,
     )
+
+
+def chain(steps: Sequence[Affine]) -> Affine:
+    """The map of a picture that undergoes the steps in order."""
+    total = steps[0]
+    for step in steps[1:]:
+        total = compose(total, step)
+    return total
 
 
 def linear(xx: tf.Tensor, xy: tf.Tensor, yx: tf.Tensor, yy: tf.Tensor) -> Affine:

@@ -1,7 +1,7 @@
 """The named augmentation policies: `none`, `light` and `seed`."""
 
 from bloodcell_dist.augment import stock
-from bloodcell_dist.augment.affine import RandomAffine, SharedWarp
+from bloodcell_dist.augment.affine import RandomAffine
 from bloodcell_dist.augment.base import StatelessAugmentation
 from bloodcell_dist.augment.colour import RandomBrightness, RandomContrast, RandomHue, RandomSaturation
 from bloodcell_dist.augment.erase import GridMask
@@ -9,6 +9,7 @@ from bloodcell_dist.augment.fourier import FourierMix
 from bloodcell_dist.augment.fused import FusedPolicy
 from bloodcell_dist.augment.mixing import BatchChoice, CutMix, MixUp
 from bloodcell_dist.augment.rand_augment import RandAugment
+from bloodcell_dist.augment.shared_warp import SharedWarp
 from bloodcell_dist.augment.stock import StockPolicy
 from bloodcell_dist.errors import UserError
 

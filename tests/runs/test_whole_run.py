@@ -29,11 +29,12 @@ SETTINGS = (
     "train.global_batch_size=40",
     "evaluate.bootstrap=50",
 )
-FILES = """
-    config.yaml environment.json log.txt metrics.jsonl result.json report.html model.keras best_weights.npz cleaning.json
-    cleaning.png run_id status.json plots/curves.png plots/confusion.png plots/per_class.png plots/class_counts.png
-    plots/mistakes.png checkpoints/step-00000020 checkpoints/step-00000030 tensorboard/val
-""".split()
+FILES = (
+    *("config.yaml", "environment.json", "log.txt", "metrics.jsonl", "result.json", "report.html", "model.keras"),
+    *("best_weights.npz", "cleaning.json", "cleaning.png", "run_id", "status.json", "tensorboard/val"),
+    *(f"plots/{name}.png" for name in ("curves", "confusion", "per_class", "class_counts", "mistakes")),
+    *("checkpoints/step-00000020", "checkpoints/step-00000030"),
+)
 
 
 def train(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:

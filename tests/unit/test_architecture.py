@@ -20,7 +20,8 @@ LAYERS = (
     {"training", "resolve"},
     {"evaluation", "runtime"},
     {"serving", "sweep"},
-    {"session", "start"},
+    {"session", "start", "arithmetic"},
+    {"conclusion"},
     {"train", "data_commands"},
     {"cli", "__main__"},
 )

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bloodcell_dist.augment.affine import RandomAffine, SharedWarp
+from bloodcell_dist.augment.affine import RandomAffine
 from bloodcell_dist.augment.base import StatelessAugmentation
 from bloodcell_dist.augment.colour import RandomBrightness, RandomContrast, RandomHue, RandomSaturation
 from bloodcell_dist.augment.erase import GridMask, RandomCutout
 from bloodcell_dist.augment.fourier import FourierMix
 from bloodcell_dist.augment.mixing import BatchChoice, CutMix, MixUp
 from bloodcell_dist.augment.rand_augment import RandAugment
+from bloodcell_dist.augment.shared_warp import SharedWarp
 
 BATCH, HEIGHT, WIDTH, CLASSES = 8, 20, 24, 3
 

@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 
 from bloodcell_dist.augment import geometry
-from bloodcell_dist.augment.affine import RandomAffine, SharedWarp
+from bloodcell_dist.augment.affine import RandomAffine
 from bloodcell_dist.augment.colour import RandomBrightness
+from bloodcell_dist.augment.shared_warp import SharedWarp
 
 BATCH, HEIGHT, WIDTH = 4, 20, 28
 # Coordinates of a few dozen pixels in float32, times a slope of up to 255 per pixel.

@@ -175,10 +175,19 @@ def test_length_counts_epochs_and_their_ends(total: int, epochs: int, ends: list
     assert [length.end_of(epoch) for epoch in range(epochs)] == ends
 
 
+@pytest.mark.parametrize(
+    ("total", "step", "finished"),
+    [(15, 0, 0), (15, 4, 0), (15, 5, 1), (15, 14, 2), (15, 15, 3), (12, 11, 2), (12, 12, 3)],
+)
+def test_length_knows_which_epochs_are_over(total: int, step: int, finished: int) -> None:
+    assert Length(STEPS_PER_EPOCH, total).finished_epochs(step) == finished
+
+
 def test_seconds_of_training_leave_out_saving_and_evaluating(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("bloodcell_dist.training.loop.time.monotonic", lambda: now[0])
     seen: list[float] = []
+    timed: list[int] = []
 
     class Slow(Diary):
         def step(self, indices: Any, step: int, rate: float) -> StepOutput:
@@ -190,7 +199,9 @@ def test_seconds_of_training_leave_out_saving_and_evaluating(monkeypatch: pytest
 
         def end_epoch(self, epoch: int, step: int) -> None:
             seen.append(self.record.seconds)
+            timed.append(self.record.timed_examples)
             now[0] += 1000.0
 
     Slow().run(every_steps=2)
+    assert timed == [16, 20, 20]
     assert seen == [4.0, 5.0, 5.0]  # the first step of a life compiles, and is not counted

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import tensorflow as tf
+
 from bloodcell_dist.arithmetic import work_out
 from bloodcell_dist.atomic import atomic_write_json
 from bloodcell_dist.augment.policies import Policy, build_policy
@@ -125,7 +127,7 @@ class Session:
         )
         return gradient_function(
             self.model,
-            policy,
+            policy if policy.deterministic else tf.function(policy),  # KerasCV's layers count on autograph
             loss,
             num_classes=num_classes,
             global_batch_size=settings.train.global_batch_size,

@@ -11,11 +11,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from bloodcell_dist import logs
+from bloodcell_dist import logs, runtime  # runtime before all others: it imports TensorFlow quietly
 from bloodcell_dist.commandline import add_train_options, overrides_of, run_command
 from bloodcell_dist.conclusion import conclude
 from bloodcell_dist.config import load_settings
-from bloodcell_dist.runtime import configure, look_at_machine
 from bloodcell_dist.session import Session
 from bloodcell_dist.start import found_run, load_data, open_run, run_folder, settle
 from bloodcell_dist.training.preemption import StopRequest
@@ -29,7 +28,7 @@ def train(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         # 1. What is asked for, and what `auto` means on this machine.
         given = load_settings(options.config, overrides_of(options))
-        settings, choices = settle(given, look_at_machine())
+        settings, choices = settle(given, runtime.look_at_machine())
         run = run_folder(options.run_dir, given, settings, options.debug)
         stack.enter_context(stop.listening(settings.checkpoint.on_signal, "TERM"))
 
@@ -43,7 +42,7 @@ def train(options: argparse.Namespace) -> None:
 
         # 3. The cells, loaded, cleaned and split; then the network and its optimizer.
         data = load_data(settings)
-        configure(
+        runtime.configure(
             precision=settings.train.precision,
             deterministic=settings.train.deterministic and settings.augment.engine == "fused",
             eager=settings.train.eager,

@@ -13,7 +13,7 @@ import tensorflow as tf
 from scipy import special
 
 AUGMENT_STREAM = 0
-DROPOUT_STREAM = 1
+DROPOUT_STREAM = 1  # of the first dropout layer; the others count on from here
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _KEY_PARITY = 0x1BD11BDA

@@ -33,7 +33,7 @@ from bloodcell_dist.training.preemption import StopRequest
 from bloodcell_dist.training.record import EpochRecord
 from bloodcell_dist.training.replication import SingleDevice
 from bloodcell_dist.training.state import TrainingState
-from bloodcell_dist.training.step import Compile, Step, gradient_function
+from bloodcell_dist.training.step import Compile, Step, StepOutput, gradient_function
 from bloodcell_dist.training.update import Update
 
 log = logging.getLogger(__name__)
@@ -198,11 +198,17 @@ class Session:
             select_by=self.settings.evaluate.select_by,
             learning_rate=self.arithmetic.schedule,
         )
-        checks = self.settings.train.checks
-        num_classes = len(self.data.train.class_names)
+        step: Callable[[Any, int, float], StepOutput] = self.step
+        if self.settings.train.checks:
+            step = with_checks(
+                self.step,
+                self.data.train.labels,
+                len(self.data.train.class_names),
+                loss_scaling=self.settings.train.precision == "mixed_float16",
+            )
         with stop.listening("INT"):
             run_loop(
-                with_checks(self.step, self.data.train.labels, num_classes) if checks else self.step,
+                step,
                 plan=self.arithmetic.plan,
                 schedule=self.arithmetic.schedule,
                 replication=self.replication,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +49,9 @@ class Standing:
     wall_seconds: float = 0.0
 
     def note(self, epoch: int, step: int, value: float, lower_is_better: bool) -> bool:
-        """Whether this epoch is the best so far; the earlier one wins a tie."""
-        ahead = self.best_epoch is None or (value < self.best_value if lower_is_better else value > self.best_value)
+        """Whether this epoch is the best so far; the earlier one wins a tie, any number beats NaN."""
+        better = value < self.best_value if lower_is_better else value > self.best_value
+        ahead = self.best_epoch is None or better or (math.isnan(self.best_value) and not math.isnan(value))
         if ahead:
             self.best_epoch, self.best_step, self.best_value = epoch, step, value
         return ahead

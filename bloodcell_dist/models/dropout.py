@@ -15,9 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from bloodcell_dist.randomness import example_keys, uniform
-
-FIRST_STREAM = 16  # smaller stream numbers belong to augmentation
+from bloodcell_dist.randomness import DROPOUT_STREAM, example_keys, uniform
 
 
 class _Scope(threading.local):
@@ -77,7 +75,7 @@ class StatelessDropout(keras.layers.Dropout):
         if not training or not self.rate or _scope.current is None:
             return super().call(inputs, training=training)
         seed, step, positions = _scope.current
-        keys = example_keys(seed, step, positions, FIRST_STREAM + self.stream)
+        keys = example_keys(seed, step, positions, DROPOUT_STREAM + self.stream)
         draws = uniform(keys, inputs.shape[1:].num_elements())
         kept = tf.reshape(draws >= self.rate, [-1, *inputs.shape[1:]])
         return tf.where(kept, inputs / (1.0 - self.rate), tf.zeros_like(inputs))

@@ -12,7 +12,11 @@ from bloodcell_dist.training.step import StepOutput
 
 
 def with_checks(
-    step_function: Callable[[Any, int, float], StepOutput], labels: np.ndarray, num_classes: int
+    step_function: Callable[[Any, int, float], StepOutput],
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    loss_scaling: bool = False,
 ) -> Callable[[Any, int, float], StepOutput]:
     """A step that raises TrainingFailed, naming step and examples, as soon as something is off.
 
@@ -20,6 +24,7 @@ def with_checks(
         step_function: (indices, step, learning_rate) to StepOutput.
         labels: int [N], of the set the indices point into.
         num_classes: width of the predictions.
+        loss_scaling: then a gradient that is not finite is part of the game: the scale is being found.
     """
 
     def checked(indices: Any, step: int, learning_rate: float) -> StepOutput:
@@ -42,7 +47,8 @@ def with_checks(
         )
         wrong = ~np.isfinite(losses) | ~np.isfinite(probabilities).all(axis=1)
         _expect(not wrong.any(), step, "the loss is not finite", rows[wrong])
-        _expect(bool(output.finite), step, f"the gradient's norm is {float(output.gradient_norm)}", rows)
+        moved = bool(output.finite) or loss_scaling
+        _expect(moved, step, f"the gradient's norm is {float(output.gradient_norm)}", rows)
         return output
 
     return checked

@@ -25,7 +25,7 @@ class EpochRecord:
     def __init__(self, replication: Replication) -> None:
         self._replication = replication
         self._outputs: list[StepOutput] = []
-        self._arrays = {"losses": [], "probabilities": [], "finite": []}  # type: dict[str, list[np.ndarray]]
+        self._arrays: dict[str, list[np.ndarray]] = {"losses": [], "probabilities": [], "finite": []}
         self._skipped_in_a_row = 0  # goes on over the ends of epochs, which may be short
         self.seconds = 0.0
         self.timed_examples = 0
@@ -52,9 +52,9 @@ class EpochRecord:
             )
 
     def last_loss(self) -> float:
-        """Mean loss of the latest step; waits for the device."""
+        """Mean loss of this worker's latest step; waits for the device. No collective: workers ask at other times."""
         if self._outputs:
-            return float(np.mean(self._replication.gather(self._outputs[-1].losses)))
+            return float(np.mean(self._outputs[-1].losses))
         return float(np.mean(self._arrays["losses"][-1]))
 
     def losses(self) -> np.ndarray:
@@ -89,14 +89,9 @@ class EpochRecord:
             parts.clear()
 
     def _joined(self, name: str) -> np.ndarray:
-        self.read_if_pending()
+        self.read()
         return np.concatenate(self._arrays[name])
 
     def _count_skips(self, finite: np.ndarray) -> None:
         for value in finite:
             self._skipped_in_a_row = 0 if value else self._skipped_in_a_row + 1
-
-    def read_if_pending(self) -> None:
-        """Read, unless nothing new is on the device."""
-        if self._outputs:
-            self.read()

@@ -69,3 +69,9 @@ def test_a_label_out_of_range_is_found_before_the_step(label: int) -> None:
     checked = with_checks(never, np.array([0, label]), 3)
     with pytest.raises(TrainingFailed, match=r"step 2: a label is not in 0\.\.2; training examples \[0, 1\]"):
         checked(tf.constant([0, 1]), 2, 0.1)
+
+
+def test_an_overflow_while_the_loss_scale_is_found_is_no_problem() -> None:
+    overflow = output(finite=tf.constant(False), gradient_norm=tf.constant(np.inf))
+    checked = with_checks(lambda rows, step, rate: overflow, LABELS, 3, loss_scaling=True)
+    assert checked(tf.constant([0, 1]), 0, 0.1) is overflow

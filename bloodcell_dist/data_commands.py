@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bloodcell_dist.atomic import atomic_file
 from bloodcell_dist.config import load_settings
 from bloodcell_dist.data.cleaning_report import write_cleaning_report
 from bloodcell_dist.data.prepare import Prepared
@@ -52,16 +53,17 @@ def preview_policy(config: str | None, overrides: Sequence[str], out: str) -> No
 
     runtime.look_at_machine()
     chosen = _one_of_each_class(data.train.labels)
-    draw_preview(
-        data.train.images[chosen],
-        data.train.labels[chosen],
-        data.train.class_names,
-        settings.augment.policy,
-        settings.train.seed,
-        out,
-        engine=settings.augment.engine,
-        magnitude=settings.augment.magnitude,
-    )
+    with atomic_file(out) as path:
+        draw_preview(
+            data.train.images[chosen],
+            data.train.labels[chosen],
+            data.train.class_names,
+            settings.augment.policy,
+            settings.train.seed,
+            path,
+            engine=settings.augment.engine,
+            magnitude=settings.augment.magnitude,
+        )
     log.info("policy %s on %d training cells: %s", settings.augment.policy, len(chosen), out)
 
 

@@ -2,8 +2,11 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/installed
+INSTALLED = $(VENV)/installed-$(EXTRAS)
 DEMO := runs/demo
+
+# `make venv EXTRAS=gpu,test` installs other extras of setup.cfg too; a change of them installs anew.
+EXTRAS ?= test
 
 # The first of these that runs and is 3.11 or 3.12 is taken; `make venv PYTHON=/path/to/python3.12` names another.
 PYTHON ?= python3.11 python3.12 python3 python
@@ -56,5 +59,5 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	        echo "Install one (Debian: python3 and python3-venv), or uv, or name one: make venv PYTHON=/path/to/python3.12" >&2; \
 	        exit 1; fi; \
 	fi
-	$(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install) -c constraints.txt -e '.[test]'
+	$(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install) -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@

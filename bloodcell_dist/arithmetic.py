@@ -47,6 +47,11 @@ def work_out(settings: Settings, labels: np.ndarray, num_replicas: int) -> Arith
     """The arithmetic of a run on training examples with labels int [N]. Raises UserError if a batch does not divide."""
     train, optimizer = settings.train, settings.optimizer
     plan = IndexPlan(labels, train.global_batch_size, train.seed, settings.data.balance, settings.data.target_per_class)
+    if optimizer.warmup_epochs >= int(train.epochs):
+        raise UserError(
+            f"optimizer.warmup_epochs={optimizer.warmup_epochs:g} takes up all of train.epochs={train.epochs}; "
+            f"use less than {train.epochs}, such as {int(train.epochs) / 10:g}"
+        )
     all_steps = plan.steps_per_epoch * int(train.epochs)
     schedule = Schedule(
         peak=optimizer.learning_rate,

@@ -43,6 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", required=True, metavar="CSV", help="table of predictions to write")
     add_traceback_option(predict)
 
+    add_traceback_option(_add(commands, "settings", "list all settings with their defaults", _settings))
+
     data = commands.add_parser("data", help="look at cells: cleaning report, augmentation preview")
     data_commands = data.add_subparsers(title="commands", required=True, metavar="COMMAND")
     report = _add(data_commands, "report", "clean and split as a run would, and show what happens", _data_report)
@@ -66,6 +68,12 @@ def _train(options: argparse.Namespace) -> None:
     from bloodcell_dist.train import train
 
     train(options)
+
+
+def _settings(options: argparse.Namespace) -> None:
+    from bloodcell_dist.config import describe_settings
+
+    print("\n".join(describe_settings()))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bloodcell_dist.atomic import atomic_write_json
-from bloodcell_dist.evaluation.finish import draw_plots, make_result, measure, summary, write_run_report
+from bloodcell_dist.data.cleaning import REASONS, TITLES
+from bloodcell_dist.evaluation.finish import Measured, draw_plots, measure
+from bloodcell_dist.evaluation.report import Removed, ReportInputs, write_report
+from bloodcell_dist.evaluation.result import build_result, summary
+from bloodcell_dist.history import read_metrics
 from bloodcell_dist.runtime import describe_environment
 from bloodcell_dist.serving.export import export_model
 from bloodcell_dist.session import Session
-from bloodcell_dist.settings import Settings
+from bloodcell_dist.settings import Data
 
 log = logging.getLogger(__name__)
 
@@ -21,35 +29,64 @@ def conclude(session: Session) -> None:
     settings, run, data = session.settings, session.run, session.data
     log.info("measures the best and the last model")
     resamples, seed = settings.evaluate.bootstrap, settings.train.seed
-    measured = measure(run, session.model, session.evaluation, data, session.standing, resamples=resamples, seed=seed)
+    measured = measure(run, session.evaluation, data, session.standing, resamples=resamples, seed=seed)
     export_model(session.model, run.model)
     session.age()
     environment = describe_environment()
-    result = make_result(
-        run,
-        data,
-        measured,
-        session.standing,
-        backbone=settings.model.backbone,
-        seed=seed,
-        select_by=settings.evaluate.select_by,
-        versions=environment["versions"],
-    )
+    result = _result(session, measured, environment["versions"])
     counts = class_counts(session)
-    write_run_report(
-        run,
-        data,
-        result,
-        class_counts=counts,
-        pictures=draw_plots(run, data, measured, counts),
-        environment=environment,
-        test_source=_test_source(settings),
-        test_is_same_source=True if settings.data.source in ("synthetic", "medmnist") else None,
-        notes=notes(session),
-    )
+    pictures = draw_plots(run, data, measured, counts)
+    write_report(run.report, _report_inputs(session, result, environment, counts, pictures))
     atomic_write_json(run.result, result)
     log.info(summary(result))
     log.info("report: %s", run.report)
+
+
+def _result(session: Session, measured: Measured, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The content of result.json."""
+    settings, standing = session.settings, session.standing
+    return build_result(
+        run_id=session.run.run_id,
+        created=datetime.now(UTC),
+        backbone=settings.model.backbone,
+        class_names=session.data.train.class_names,
+        seed=settings.train.seed,
+        epochs=len(read_metrics(session.run.metrics)),
+        select_by=settings.evaluate.select_by,
+        best=measured.best,
+        last=measured.last,
+        images_per_s=standing.examples / max(standing.train_seconds, 1e-9),
+        wall_s=standing.wall_seconds,
+        versions=versions,
+    )
+
+
+def _report_inputs(
+    session: Session,
+    result: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    counts: Mapping[str, list[int]],
+    pictures: Mapping[str, Path],
+) -> ReportInputs:
+    """What report.html shows."""
+    run, cleaning = session.run, session.data.cleaning
+    removed = cleaning.counts() if cleaning else {}
+    test_source, same_source = origin_of_test(session.settings.data)
+    return ReportInputs(
+        result=result,
+        settings_yaml=run.config.read_text(encoding="utf-8"),
+        environment=environment,
+        commands=[f"bloodcell-dist train --config {run.config} --run-dir NEW_FOLDER"],
+        class_counts=counts,
+        removed=[Removed(TITLES[reason], count, REASONS[reason]) for reason, count in removed.items() if count],
+        cleaned=cleaning is not None,
+        near_groups=[len(group) for group in cleaning.near_groups()] if cleaning else [],
+        dropped=session.data.dropped,
+        pictures=pictures,
+        test_source=test_source,
+        test_is_same_source=same_source,
+        notes=notes(session),
+    )
 
 
 def class_counts(session: Session) -> dict[str, list[int]]:
@@ -80,7 +117,9 @@ def notes(session: Session) -> list[str]:
     return lines
 
 
-def _test_source(settings: Settings) -> str | None:
-    if settings.data.test_path is not None:
-        return settings.data.test_path
-    return {"synthetic": "drawn cells", "medmnist": "the source's own test part"}.get(settings.data.source)
+def origin_of_test(data: Data) -> tuple[str | None, bool | None]:
+    """What the test set is, None without one; and whether it is the training cells' own source, None if not known."""
+    if data.test_path is not None:
+        return data.test_path, None
+    own = {"synthetic": "drawn cells", "medmnist": "the source's own test part"}.get(data.source)
+    return own, True if own else None

@@ -80,6 +80,16 @@ def differences(first: Settings, second: Settings) -> Iterator[tuple[str, Any, A
                 yield f"{section}.{name}", one[section][name], two[section][name]
 
 
+def describe_settings() -> Iterator[str]:
+    """A line for each key: name, default, what it does."""
+    defaults = Settings()
+    for section, values in defaults:
+        yield f"{section}: {type(values).__doc__}"
+        for name, field in type(values).model_fields.items():
+            default = yaml.dump(values.model_dump(mode="json")[name], Dumper=_Dumper).splitlines()[0]
+            yield f"  {f'{section}.{name}: {default}':<42} {field.description}"
+
+
 _WORDS = {
     "string_type": 'text; what looks like a number or true or false needs quotes: "123"',
     "tuple_type": "a list, such as [a, b]",

@@ -13,6 +13,7 @@ from bloodcell_dist.config import load_settings
 from bloodcell_dist.data.cleaning_report import write_cleaning_report
 from bloodcell_dist.data.prepare import Prepared
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.outputs import writing
 from bloodcell_dist.resolve import Machine
 from bloodcell_dist.settings import Settings
 from bloodcell_dist.start import load_data, settle
@@ -31,16 +32,17 @@ def report_data(config: str | None, overrides: Sequence[str], out: str) -> None:
     for label, class_name in enumerate(data.train.class_names):
         counts = [0 if cells is None else int(cells.class_counts()[label]) for cells in sets.values()]
         log.info("%-*s %s", width, class_name, " ".join(f"{count:>10}" for count in counts))
+    for reason, count in data.dropped.items():
+        log.info("left out: %d %s", count, reason)
     if data.cleaning is None:
         log.info("data.clean=false: nothing was cleaned")
         return
     log.info(data.cleaning.summary())
     folder = Path(out)
-    try:
+    with writing(out):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be made ({error.strerror}); give another folder") from None
-    log.info("details in %s", write_cleaning_report(data.cleaning, data.loaded, folder).parent)
+        write_cleaning_report(data.cleaning, data.loaded, folder)
+    log.info("details in %s", folder)
 
 
 def preview_policy(config: str | None, overrides: Sequence[str], out: str) -> None:
@@ -53,7 +55,7 @@ def preview_policy(config: str | None, overrides: Sequence[str], out: str) -> No
 
     runtime.look_at_machine()
     chosen = _one_of_each_class(data.train.labels)
-    with atomic_file(out) as path:
+    with writing(out), atomic_file(out) as path:
         draw_preview(
             data.train.images[chosen],
             data.train.labels[chosen],

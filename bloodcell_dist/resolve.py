@@ -21,6 +21,11 @@ from bloodcell_dist.settings import Settings
 log = logging.getLogger(__name__)
 
 _CELLS = ("data.path", "data.test_path")
+_FREE = (
+    *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.on_signal"),
+    *("train.checks", "evaluate.bootstrap"),
+)
+"""Settings that change nothing about the training, so a run may go on with others."""
 
 EPOCHS_ON_GPU = 30
 EPOCHS_ON_CPU = 4
@@ -72,6 +77,8 @@ def resolve(
         why = "the usual length" if machine.num_gpus else "no GPU here, so a short run; set train.epochs for a real one"
         choices.take("train.epochs", epochs, why)
     _choose_numerics(settings, machine, choices)
+    if settings.data.placement == "auto":
+        choices.changes["data.placement"] = "device"
     if settings.distribute.strategy == "auto":
         choices.take("distribute.strategy", "single", "one process on one device")
     return replace(settings, choices.changes), choices.lines
@@ -81,8 +88,8 @@ def keep_choices(given: Settings, resolved: Settings, saved: Settings, run_folde
     """The saved settings of a run, if the command given agrees with them; UserError names what differs.
 
     Where the command leaves a choice open (`auto`), the run keeps the one it made at its start, and a line in the log
-    tells what it would be now. Places follow the command, since a job's scratch folder has another name each time;
-    whether the same training cells lie there is told by their fingerprint.
+    tells what it would be now. What does not touch the training follows the command, and so do places, since a job's
+    scratch folder has another name each time; that the same cells lie there is told by their fingerprints.
     """
     moved: dict[str, Any] = {}
     same_source = resolved.data.source == saved.data.source
@@ -90,7 +97,7 @@ def keep_choices(given: Settings, resolved: Settings, saved: Settings, run_folde
         is_place = key == "data.cache_dir" or (key in _CELLS and bool(new and old) and same_source)
         if _is_open(key, given) and not (is_place and not Path(old).exists()):
             log.info("%s = %s, chosen when the run began, is kept; it would now be %s", key, old, new)
-        elif is_place:
+        elif is_place or key in _FREE:
             log.info("%s is now %s, it was %s", key, new, old)
             moved[key] = new
         else:
@@ -113,7 +120,7 @@ def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, c
     data = settings.data
     for name in ("path", "test_path", "cache_dir"):
         value = getattr(data, name)
-        if value is not None:
+        if value is not None and (name, value) != ("cache_dir", "off"):
             choices.changes[f"data.{name}"] = _absolute(value, folder)
     if data.source != "auto":
         return

@@ -1,13 +1,12 @@
 """Names of everything a run leaves behind, and the lock that keeps a second process off a living run.
 
 All of it is written atomically (`atomic.py`), save what grows in place: `metrics.jsonl` (`history.py`),
-`log.txt` and TensorBoard's files. The functions for that are offered here too.
+`log.txt` and TensorBoard's files.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -22,37 +21,18 @@ from pathlib import Path
 
 from bloodcell_dist.atomic import (
     TEMPORARY,
-    atomic_file,
-    atomic_folder,
-    atomic_write_bytes,
-    atomic_write_json,
     atomic_write_text,
     sweep,
-    to_json,
 )
 from bloodcell_dist.errors import UserError
-from bloodcell_dist.history import append_metrics, parse_object, read_metrics, rewrite_metrics
-
-__all__ = [
-    "RunDir",
-    "append_metrics",
-    "atomic_file",
-    "atomic_folder",
-    "atomic_write_bytes",
-    "atomic_write_json",
-    "atomic_write_text",
-    "read_metrics",
-    "rewrite_metrics",
-    "to_json",
-]
+from bloodcell_dist.history import parse_object
+from bloodcell_dist.locks import take_lock
 
 log = logging.getLogger(__name__)
 
 # What a new run folder may hold already: our own leftovers, the launcher's output, NFS's names for files that
 # were deleted while open.
 _NOT_FOREIGN = (TEMPORARY, ".lock", ".nfs", "slurm-")
-# File systems without flock say so in different words; ENOSYS is Lustre mounted without `-o flock`.
-_NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -90,9 +70,9 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
-    def best_weights(self) -> Path:
-        """The weights of the best epoch so far."""
-        return self.path / "best_weights.npz"
+    def data(self) -> Path:
+        """Fingerprints of the cells, JSON."""
+        return self.path / "data.json"
 
     @property
     def tensorboard(self) -> Path:
@@ -227,15 +207,14 @@ class RunDir:
     def _flock(self, descriptor: int) -> bool:
         """Whether the file system has locks, if so after taking it; UserError if another process has it."""
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = take_lock(descriptor, wait=False)
         except BlockingIOError:
             raise self._in_use(os.pread(descriptor, 4096, 0)) from None
         except OSError as error:
-            if error.errno not in _NO_FLOCK:
-                raise self._unusable(error) from None
-            return False
-        _write_holder(descriptor)
-        return True
+            raise self._unusable(error) from None
+        if held:
+            _write_holder(descriptor)
+        return held
 
     def _in_use(self, record: bytes) -> UserError:
         holder = parse_object(record) or {}  # empty while its holder is about to write it

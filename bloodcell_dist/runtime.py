@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
@@ -13,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bloodcell_dist.errors import TrainingFailed
 from bloodcell_dist.resolve import Machine
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -54,6 +58,11 @@ def look_at_machine() -> Machine:
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
+    if not gpus and Path("/dev/nvidia0").exists():
+        log.warning(
+            "this machine has an NVIDIA GPU, but TensorFlow sees none: install the extra `gpu` (README.md); "
+            "TF_CPP_MIN_LOG_LEVEL=0 shows TensorFlow's own reasons"
+        )
     with _silenced():
         _first_xla_program()
     capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus]
@@ -66,6 +75,19 @@ def configure(*, precision: str, deterministic: bool, eager: bool) -> None:
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     tf.config.run_functions_eagerly(eager)
+
+
+@contextlib.contextmanager
+def memory_explained() -> Iterator[None]:
+    """Turn TensorFlow's out-of-memory error into TrainingFailed with the remedy."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingFailed(
+            "the device's memory is full: lower train.global_batch_size, or raise optimizer.accumulate_steps "
+            f"({reason})"
+        ) from error
 
 
 def describe_environment() -> dict[str, Any]:

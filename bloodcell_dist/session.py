@@ -55,8 +55,6 @@ class Session:
         self.record = EpochRecord(self.replication)
         self.standing = Standing()
         self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
-        sets = (data.train, data.val, data.test)
-        self._fingerprint = [None if cells is None else cells.fingerprint() for cells in sets]
         self._born = time.monotonic()
         self._first_step = 0
         with self.replication.scope():
@@ -106,10 +104,13 @@ class Session:
             magnitude=settings.augment.magnitude,
         )
         if size % policy.group_size:
+            parts = self.settings.train.global_batch_size // size
+            unit = parts * policy.group_size
+            fitting = -(-self.settings.train.global_batch_size // unit) * unit
             raise UserError(
                 f"augment.policy={policy.name} mixes cells in groups of {policy.group_size}, and {size} cells per "
-                "replica and pass are not a multiple of it; change train.global_batch_size or "
-                "optimizer.accumulate_steps"
+                f"replica and pass are not a multiple of it; use train.global_batch_size={fitting} or another "
+                f"multiple of {unit}"
             )
         if not policy.deterministic:
             log.warning("augment.engine=kerascv is not compiled, and a resumed run will not be bit-identical")
@@ -157,27 +158,25 @@ class Session:
             f"{self.arithmetic}"
         )
 
-    def resume(self) -> None:
-        """Write what describes the run, then take up the newest intact checkpoint if there is one."""
+    def introduce(self) -> None:
+        """Tell and write what describes the run."""
         log.info(self.describe())
         if self.data.cleaning is not None:
             log.info(self.data.cleaning.summary())
         if self.data.cleaning is not None and not self.run.cleaning.exists():
             write_cleaning_report(self.data.cleaning, self.data.loaded, self.run.path)
         atomic_write_json(self.run.environment, describe_environment())
+
+    def resume(self) -> None:
+        """Take up the newest intact checkpoint if there is one."""
         checkpoint = self._checkpoints.newest()
         if checkpoint is not None:
-            if checkpoint.progress["fingerprint"] != self._fingerprint:
-                raise UserError(
-                    f"{self.run.path}: the cells are not those this run began with; put the old ones "
-                    "back, or give another --run-dir for a new run"
-                )
             self.state.restore(checkpoint.arrays)
             self.standing = Standing(**checkpoint.progress["standing"])
             self.record.seconds = checkpoint.progress["epoch_seconds"]
             self.record.timed_examples = checkpoint.progress["epoch_timed_examples"]
             self._first_step = checkpoint.step
-            log.info("continues after step %d of %d", checkpoint.step, self.arithmetic.length.total_steps)
+            log.info("the run continues after step %d of %d", checkpoint.step, self.arithmetic.length.total_steps)
         rewrite_metrics(self.run.metrics, self.arithmetic.length.finished_epochs(self._first_step))
 
     def train(self, stop: StopRequest) -> None:
@@ -188,7 +187,7 @@ class Session:
         """
         end_epoch = EpochEnd(
             self.run,
-            self.model,
+            self.state,
             self.evaluation,
             val=self.data.val,
             train_labels=self.data.train.labels,
@@ -197,6 +196,7 @@ class Session:
             standing=self.standing,
             select_by=self.settings.evaluate.select_by,
             learning_rate=self.arithmetic.schedule,
+            epochs=self.arithmetic.length.epochs,
         )
         step: Callable[[Any, int, float], StepOutput] = self.step
         if self.settings.train.checks:
@@ -223,7 +223,6 @@ class Session:
     def _save(self, step: int) -> None:
         self.age()
         progress: dict[str, Any] = {
-            "fingerprint": self._fingerprint,
             "standing": asdict(self.standing),
             "epoch_seconds": self.record.seconds,
             "epoch_timed_examples": self.record.timed_examples,

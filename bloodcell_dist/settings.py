@@ -51,6 +51,7 @@ class Data(Section):
     """Where the cells come from and how they are cleaned, split and balanced."""
 
     source: Literal["auto", "npz", "medmnist", "folder", "synthetic"] = "auto"
+    """auto tells by the path; without one: $BLOODCELL_DATA, ./training_set.npz, drawn cells."""
     path: Text | None = None
     """File or folder of the training cells."""
     test_path: Text | None = None
@@ -62,15 +63,23 @@ class Data(Section):
     crop: Positive | None = None
     """Central crop in pixels before resizing (PBC pictures: 200)."""
     cache_dir: Text | None = None
-    """Where decoded sets are kept; none is the user's cache folder."""
+    """Where decoded sets are kept; null is the user's cache folder, off keeps none."""
     clean: bool = True
+    """Leave out exact duplicates and pictures that stand in several classes or many times in one."""
     val_fraction: Annotated[Float, Field(gt=0, lt=0.9)] = 0.1
+    """Share of each class that is split off for validation."""
     folds: Annotated[Int, Field(ge=2)] | None = None
+    """Cross-validation instead: the number of parts."""
     fold: Annotated[Int, Field(ge=0)] | None = None
+    """Which of them is the validation part, from 0."""
     group_column: Text | None = None
     """Column (folder: groups.csv) or array (npz) that names what must not be split, a patient say."""
     group_near_duplicates: bool = True
+    """Keep nearly equal pictures on one side of the split."""
+    placement: Literal["auto", "device"] = "auto"
+    """Where the training pictures lie: in the device's memory, as uint8."""
     balance: Literal["none", "oversample", "class_weights"] = "none"
+    """oversample repeats rare classes within an epoch; class_weights weighs their losses."""
     target_per_class: Positive | None = 5500
     """Examples of each class in an epoch under oversample; null is the largest class."""
     synthetic_examples: Annotated[Int, Field(ge=200)] = 3000
@@ -79,13 +88,18 @@ class Data(Section):
     """Keep so many examples of training, validation and test set each, drawn evenly; for trying things out."""
 
     @model_validator(mode="after")
-    def _folds_and_fold(self) -> Data:
+    def _fits_together(self) -> Data:
         if (self.folds is None) != (self.fold is None):
             raise ValueError("data.folds and data.fold go together, for example folds: 5 and fold: 0")
         if self.folds is not None and self.fold is not None and self.fold >= self.folds:
             raise ValueError(f"data.fold={self.fold} is not in 0..{self.folds - 1} (data.folds={self.folds})")
         if self.source in ("npz", "medmnist", "folder") and self.path is None:
             raise ValueError(f"data.source={self.source} needs data.path, the file or folder with the cells")
+        if self.source == "synthetic" and self.path is not None:
+            raise ValueError(
+                f"data.source=synthetic draws its cells, so data.path={self.path} would not be read; "
+                "leave data.path out, or set data.source=auto"
+            )
         if self.class_names is not None and len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"data.class_names has a name twice: {', '.join(self.class_names)}")
         if self.class_names is not None and len(self.class_names) < 2:
@@ -97,7 +111,9 @@ class Augment(Section):
     """Random changes of the training pictures, drawn on the training device."""
 
     policy: Literal["none", "light", "seed"] = "light"
+    """light: any orientation, mild stain changes; seed: what the original did, strong."""
     engine: Literal["fused", "kerascv"] = "fused"
+    """fused: ours, compiled and repeatable; kerascv: the stock layers, for reference."""
     magnitude: Annotated[Float, Field(ge=0, le=1)] | None = None
     """Strength of the changes, 0 to 1; none is the policy's own, 0.5."""
 
@@ -106,39 +122,53 @@ class Model(Section):
     """The network."""
 
     backbone: Literal["auto", "cnn", "mobilenetv3small"] = "auto"
+    """auto is mobilenetv3small."""
     dropout: Fraction = 0.2
+    """Share of features dropped before the head."""
 
 
 class Optimizer(Section):
     """Update rule, schedule and loss."""
 
     name: Literal["lion", "adamw", "sgd"] = "lion"
+    """Update rule."""
     learning_rate: Annotated[Float, Field(gt=0)] = 3e-4
+    """After the warm-up. Lion wants a third to a tenth of AdamW's."""
     weight_decay: NonNegative = 0.1
     """Decoupled: each update shrinks a weight by learning_rate x weight_decay; not for biases and norms."""
     momentum: Fraction = 0.9
     """Of sgd."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: down to zero, or as it is."""
     warmup_epochs: NonNegative = 0.5
+    """Epochs over which the learning rate rises; fractions are fine."""
     clip_norm: Annotated[Float, Field(gt=0)] | None = 1.0
+    """Limit of the gradient's norm, over all weights; null for none."""
     label_smoothing: Fraction = 0.05
+    """Share of each label spread over all classes."""
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """Categorical, on soft labels."""
     focal_gamma: NonNegative = 2.0
+    """Of the focal loss: how much less easy cells count."""
     ema_decay: Annotated[Float, Field(gt=0, lt=1)] | None = 0.998
     """Of the moving average of weights that is evaluated and exported; null turns it off."""
     accumulate_steps: Positive = 1
+    """Passes whose gradients are added up for one update, to save memory."""
 
 
 class Train(Section):
     """Length, batch, seed and numerics."""
 
     epochs: Positive | Literal["auto"] = "auto"
+    """auto is 30 with a GPU, 4 without."""
     max_steps: Positive | None = None
     """Ends the run after so many updates; the schedule still spans train.epochs."""
     global_batch_size: Positive = 64
     """Examples per update over all replicas and accumulation steps."""
     seed: Annotated[Int, Field(ge=0, lt=2**31)] = 0
+    """Of everything random: split, order, initial weights, augmentation, dropout."""
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
+    """auto: float32 on CPUs, mixed_bfloat16 on GPUs that compute it, else mixed_float16."""
     xla: Literal["auto", "on", "parts", "off"] = "auto"
     """on: the whole step; parts: augmentation and update, not the network; auto: on for GPUs, parts for CPUs."""
     deterministic: bool = True
@@ -153,13 +183,16 @@ class Distribute(Section):
     """How replicas work together."""
 
     strategy: Literal["auto", "single"] = "auto"
+    """single: one process on one device."""
 
 
 class Checkpoint(Section):
     """When the state of a run is saved; besides, at the end of every epoch."""
 
     every_steps: Positive | None = None
+    """Save after so many updates too; null: at the ends of epochs only."""
     keep: Positive = 2
+    """How many of the newest stay."""
     on_signal: Literal["USR1", "USR2", "TERM"] = "USR1"
     """Signal that saves a checkpoint and ends the run with exit status 75; TERM and Ctrl-C do so too."""
 
@@ -168,6 +201,7 @@ class Evaluate(Section):
     """How the result is measured."""
 
     batch_size_per_replica: Positive = 256
+    """Pictures per pass."""
     bootstrap: Annotated[Int, Field(ge=0)] = 1000
     """Resamples for the 95% intervals of the test metrics; 0 leaves them out."""
     select_by: Literal["macro_f1", "accuracy", "balanced_accuracy", "auc", "loss"] = "macro_f1"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +41,9 @@ def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bo
         return RunDir(Path(asked))
     if debug:
         return RunDir(Path("runs", time.strftime("debug-%Y%m%d-%H%M%S")))
-    chosen = {"data.cache_dir": None, "data.source": settings.data.source, "data.path": settings.data.path}
+    places = {f"data.{name}": getattr(settings.data, name) for name in ("path", "test_path")}
+    names = {key: place and Path(place).name for key, place in places.items()}
+    chosen = {"data.cache_dir": None, "data.source": settings.data.source, **names}
     digest = hashlib.sha256(dump_yaml(replace(given, chosen)).encode()).hexdigest()[:8]
     return RunDir(Path("runs", f"{settings.model.backbone}-{digest}"))
 
@@ -54,18 +58,45 @@ def open_run(stack: contextlib.ExitStack, run: RunDir, given: Settings, settings
         run.check()
         return settings, False
     _enter(stack, run)
-    settings = keep_choices(given, settings, load_settings(run.config), run.path)
+    saved = load_settings(run.config)
+    settings = keep_choices(given, settings, saved, run.path)
+    if settings != saved:
+        run.write_config(dump_yaml(settings))
     stack.enter_context(_recorded_ending(run))
     return settings, True
 
 
-def found_run(stack: contextlib.ExitStack, run: RunDir, settings: Settings) -> None:
-    """Make the folder of a new run and put its settings there; locked until the stack closes."""
+def begin_run(stack: contextlib.ExitStack, run: RunDir, settings: Settings, data: Prepared) -> None:
+    """Make the folder of a new run and put its cells' fingerprints and its settings there.
+
+    It is locked until the stack closes.
+    """
     _enter(stack, run)
     if run.config.exists():
         raise UserError(f"{run.path}: another process began this run at the same moment; run the command again")
+    atomic_write_json(run.data, fingerprints(data))
     run.write_config(dump_yaml(settings))
     stack.enter_context(_recorded_ending(run))
+
+
+def check_cells(run: RunDir, data: Prepared) -> None:
+    """UserError if the cells are not those the run began with."""
+    before, now = json.loads(run.data.read_text()), fingerprints(data)
+    for name, content in now.items():
+        if content != before[name]:
+            raise UserError(
+                f"{run.path}: the {name} cells are not those this run began with ({before[name]}, now {content}); "
+                "put the old ones back, or give another --run-dir for a new run"
+            )
+
+
+def fingerprints(data: Prepared) -> dict[str, str]:
+    """What the sets of a run hold, in a few words and digits: `597 examples, SHA-256 1f…`."""
+    sets = {"training": data.train, "validation": data.val, "test": data.test}
+    return {
+        name: "none" if cells is None else f"{cells.num_examples} examples, SHA-256 {cells.fingerprint()}"
+        for name, cells in sets.items()
+    }
 
 
 def _enter(stack: contextlib.ExitStack, run: RunDir) -> None:
@@ -104,7 +135,7 @@ def load_data(settings: Settings) -> Prepared:
             class_names=data.class_names,
             image_size=data.image_size,
             crop=data.crop,
-            cache_dir=data.cache_dir or default_cache(),
+            cache_dir=_cache_folder(data.cache_dir),
             group_column=data.group_column,
             synthetic_examples=data.synthetic_examples,
         ),
@@ -116,6 +147,20 @@ def load_data(settings: Settings) -> Prepared:
         max_examples=data.max_examples,
         seed=settings.train.seed,
     )
+
+
+def _cache_folder(asked: str | None) -> str | None:
+    """Where decoded sets are kept, None for nowhere. A home that cannot be written to is no reason not to train."""
+    if asked is not None:
+        return None if asked == "off" else asked
+    folder = default_cache()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        log.warning("%s cannot hold a cache (%s): decodes into memory; set data.cache_dir", folder, error.strerror)
+        return None
+    return folder
 
 
 def default_cache() -> str:

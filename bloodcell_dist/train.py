@@ -16,7 +16,7 @@ from bloodcell_dist.commandline import add_train_options, overrides_of, run_comm
 from bloodcell_dist.conclusion import conclude
 from bloodcell_dist.config import load_settings
 from bloodcell_dist.session import Session
-from bloodcell_dist.start import found_run, load_data, open_run, run_folder, settle
+from bloodcell_dist.start import begin_run, check_cells, load_data, open_run, run_folder, settle
 from bloodcell_dist.training.preemption import StopRequest
 
 log = logging.getLogger("bloodcell_dist.train")  # under `python -m` the name would be __main__
@@ -30,7 +30,6 @@ def train(options: argparse.Namespace) -> None:
         given = load_settings(options.config, overrides_of(options))
         settings, choices = settle(given, runtime.look_at_machine())
         run = run_folder(options.run_dir, given, settings, options.debug)
-        stack.enter_context(stop.listening(settings.checkpoint.on_signal, "TERM"))
 
         # 2. A run that has begun goes on with the settings it began with; a finished one is left alone.
         settings, begun = open_run(stack, run, given, settings)
@@ -40,22 +39,27 @@ def train(options: argparse.Namespace) -> None:
             log.info("%s is finished, see %s; give another --run-dir for a new run", run.path, run.report)
             return
 
-        # 3. The cells, loaded, cleaned and split; then the network and its optimizer.
-        data = load_data(settings)
-        runtime.configure(
-            precision=settings.train.precision,
-            deterministic=settings.train.deterministic and settings.augment.engine == "fused",
-            eager=settings.train.eager,
-        )
-        session = Session(settings, run, data)
+        with stop.listening(settings.checkpoint.on_signal, "TERM"), runtime.memory_explained():
+            # 3. The cells, loaded, cleaned and split; then the network and its optimizer.
+            data = load_data(settings)
+            stop.leave_if_set()
+            runtime.configure(
+                precision=settings.train.precision,
+                deterministic=settings.train.deterministic and settings.augment.engine == "fused",
+                eager=settings.train.eager,
+            )
+            session = Session(settings, run, data)
 
-        # 4. All is well so far, so the run folder may be made.
-        if not begun:
-            found_run(stack, run, settings)
+            # 4. All is well so far, so the run folder may be made; one that is there must be of these cells.
+            if begun:
+                check_cells(run, data)
+            else:
+                begin_run(stack, run, settings, data)
+            session.introduce()
 
-        # 5. Train, from the newest checkpoint if there is one.
-        session.resume()
-        session.train(stop)
+            # 5. Train, from the newest checkpoint if there is one.
+            session.resume()
+            session.train(stop)
 
         # 6. Measure the best and the last model, export, report.
         conclude(session)

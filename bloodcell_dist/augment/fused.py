@@ -34,11 +34,6 @@ class FusedPolicy:
         """Positions must come in aligned runs of this length; 1 if no layer mixes examples."""
         return max((layer.group_size for layer in self.layers), default=1)
 
-    @property
-    def needs_groups(self) -> bool:
-        """Whether examples are mixed within groups of neighbouring positions."""
-        return self.group_size > 1
-
     @tf.autograph.experimental.do_not_convert  # nothing here to convert, and converting takes seconds
     def __call__(
         self, images: tf.Tensor, labels: tf.Tensor, seed: int, step: tf.Tensor, positions: tf.Tensor

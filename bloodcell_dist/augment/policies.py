@@ -50,7 +50,7 @@ def build_policy(
         raise UserError(f"augment.magnitude={magnitude}: expected a number from 0 to 1 (default 0.5)")
     if engine == "kerascv":
         return StockPolicy(name, stock.layers(name, magnitude))
-    layers = {"none": (), "light": light_layers(magnitude), "seed": seed_layers(magnitude)}[name]
+    layers = {"none": (), "light": light_layers(magnitude), "seed": seed_layers(magnitude, image_size)}[name]
     return FusedPolicy(name, layers, image_size, num_classes)
 
 
@@ -76,7 +76,7 @@ def light_layers(magnitude: float) -> tuple[StatelessAugmentation, ...]:
     return (SharedWarp([*colours, moves]),)
 
 
-def seed_layers(magnitude: float) -> tuple[StatelessAugmentation, ...]:
+def seed_layers(magnitude: float, image_size: int) -> tuple[StatelessAugmentation, ...]:
     """What the original did: CutMix, MixUp, FourierMix or nothing (25 % of the batches each), then RandAugment with
     three operations, then six further layers. It does not name the six; its figure shows holes in a grid and strong
     colour change. Chosen here:
@@ -91,11 +91,12 @@ def seed_layers(magnitude: float) -> tuple[StatelessAugmentation, ...]:
     RandAugment's moves and the first three share one resampling.
     """
     strength = magnitude / DEFAULT_MAGNITUDE
+    fourier_mix = FourierMix(cutoff=min(8, (image_size - 1) // 2))  # what pictures below 17 pixels can show
     moves = RandomAffine(flip_horizontal=0.5, flip_vertical=0.5, rotation=0.5, zoom=0.15 * strength)
     colours = (RandomSaturation((0.5 - 0.2 * strength, 0.5 + 0.2 * strength)), RandomHue(0.2 * strength))
     rand_augment = RandAugment(augmentations_per_image=3, magnitude=magnitude)
     return (
-        BatchChoice([CutMix(), MixUp(), FourierMix()]),
+        BatchChoice([CutMix(), MixUp(), fourier_mix]),
         SharedWarp([rand_augment, *colours, moves]),
         GridMask(ratio_factor=(0.0, min(magnitude, 0.7))),  # holes of a full period would leave nothing
     )

@@ -1,7 +1,7 @@
 """A picture of what a policy does: cells before and after, with their mixed labels (the original's Figure 1)."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +21,7 @@ def draw_preview(
     class_names: Sequence[str],
     policy_name: str,
     seed: int,
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     engine: str = "fused",
     magnitude: float | None = None,
@@ -35,7 +35,7 @@ def draw_preview(
         class_names: in label order.
         policy_name, engine, magnitude: as for `build_policy`.
         seed: of the run; the same seed draws the same picture with engine "fused".
-        path: of the PNG.
+        path: of the PNG, whatever its suffix.
         steps: rows of augmented cells.
 
     Raises:
@@ -56,7 +56,7 @@ def draw_preview(
     rows = [("before", images, soft)]
     rows += [(f"step {step}", *_augment(policy, images, soft, seed, step)) for step in range(steps)]
     title = f"Augmentation policy “{policy_name}”, engine {engine}, seed {seed}"
-    _draw(rows, class_names, title).savefig(path, dpi=130)
+    _draw(rows, class_names, title).savefig(path, format="png", dpi=130)
 
 
 def describe(soft_label: np.ndarray, class_names: Sequence[str]) -> str:

@@ -51,6 +51,10 @@ class RandAugment(GeometricAugmentation):
     clip(scale * pixel + offset + share * grey), solarised above a threshold, so one pass serves all examples whatever
     their operation. All moves of a picture are joined in one map, applied after its colour operations (the order
     matters only where contrast meets reflected borders). Shear keeps the centre.
+
+    Equalise is missing: histogram equalisation looks every pixel up in a table of its picture, and is planned together
+    with the other colour operations of that kind. KerasCV's own counts with HistogramFixedWidth, which XLA cannot
+    compile; `engine: kerascv` includes it.
     """
 
     recolours = True

@@ -15,6 +15,8 @@ class StockPolicy:
     TensorFlow's global generators, which no checkpoint restores, so seed, step and positions have no effect and a
     resumed run is not bit-identical. With deterministic operations switched on KerasCV refuses to build the layers.
 
+    Its RandAugment includes equalise, which ours leaves out; see `rand_augment.RandAugment`.
+
     Attributes:
         deterministic: False.
     """
@@ -23,7 +25,6 @@ class StockPolicy:
     layers: tuple[Any, ...]
     deterministic: bool = False
     group_size: int = 1
-    needs_groups: bool = False
 
     def __call__(
         self, images: tf.Tensor, labels: tf.Tensor, seed: int, step: tf.Tensor, positions: tf.Tensor

@@ -5,7 +5,6 @@ ask for the same set at once: the first builds it under a lock, the others wait 
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -21,11 +20,11 @@ import numpy as np
 from bloodcell_dist.atomic import atomic_file, atomic_write_json, sweep
 from bloodcell_dist.data.dataset import Allocate, ArrayDataset, in_memory
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.locks import take_lock
 
 _log = logging.getLogger(__name__)
 _FORMAT = 1  # raise it when decoding changes, so that older caches are built anew
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 Build = Callable[[Allocate], ArrayDataset]
 
@@ -42,10 +41,10 @@ def cached(cache_dir: Path | None, key: Mapping[str, Any], build: Build) -> Arra
     key: JSON values that say all that the decoded set depends on. build: gets the `Allocate` to put its
     images in. Returns images as a read-only memory map; without `cache_dir` an array in memory. A damaged
     copy (its checksum is compared each time, 3 GB/s were measured) is built anew. Raises UserError for a folder that
-    cannot be written.
+    cannot be written and for cells that cannot be read.
     """
     if cache_dir is None:
-        return build(in_memory)
+        return _decode(build, in_memory)
     digest = hashlib.sha256(json.dumps({"format": _FORMAT, **key}, sort_keys=True).encode()).hexdigest()[:20]
     folder = cache_dir / digest
     try:
@@ -61,7 +60,10 @@ def cached(cache_dir: Path | None, key: Mapping[str, Any], build: Build) -> Arra
         raise _unusable(cache_dir, error) from error
     built = _load(folder)
     if built is None:
-        raise UserError(f"{folder}: the decoded set cannot be read back; check the disk or set another data.cache_dir")
+        raise UserError(
+            f"{folder}: the decoded set cannot be read back; check the disk, or set data.cache_dir to another folder "
+            "or to off"
+        )
     return built
 
 
@@ -71,7 +73,7 @@ def _build_into(folder: Path, key: dict[str, Any], build: Build) -> None:
     with suppress(FileNotFoundError):
         (folder / "dataset.json").unlink()
     with atomic_file(folder / "images.npy") as temporary:
-        dataset = build(lambda shape: _reserve(temporary, shape))
+        dataset = _decode(build, lambda shape: _reserve(temporary, shape))
         dataset.images.flush()  # type: ignore[attr-defined]  # a memmap, by _reserve
         checksum = _checksum(temporary)
     atomic_write_json(
@@ -88,9 +90,23 @@ def _build_into(folder: Path, key: dict[str, Any], build: Build) -> None:
     )
 
 
+def _decode(build: Build, allocate: Allocate) -> ArrayDataset:
+    """What `build` makes; where the cells cannot be read, the cache is not to blame."""
+    try:
+        return build(allocate)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or 'the cells'}: cannot be read ({error.strerror or error}); check data.path, "
+            "data.test_path and the disk they are on"
+        ) from error
+
+
 def _reserve(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """A writable map of a new file whose blocks exist already: a disk that fills up under a map kills the process."""
-    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    try:
+        images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    except OSError as error:
+        raise _unusable(path.parent.parent, error) from error
     try:
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -135,17 +151,15 @@ def _locked(path: Path) -> Iterator[bool]:
     once, which costs time but no harm, since each renames a whole file of its own."""
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            held = True
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            held = False
+            held = take_lock(file, wait=False)
+        except BlockingIOError:
+            _log.info("waits for another process that decodes into %s", path.parent)
+            held = take_lock(file, wait=True)
         yield held
 
 
 def _unusable(cache_dir: Path, error: OSError) -> UserError:
     return UserError(
         f"data.cache_dir={cache_dir} cannot be used ({error.strerror or error}); "
-        "name a folder that can be written and has room, or null for no cache"
+        "set data.cache_dir to a folder that you may write to and that has room, or to off"
     )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bloodcell_dist.data.drawing import Nucleus, dented_nucleus, lobed_nucleus, round_nucleus
+from bloodcell_dist.data.cell_shapes import Nucleus, dented_nucleus, lobed_nucleus, round_nucleus
 
 Colour = tuple[float, float, float]
 _DARK_PURPLE: Colour = (62, 30, 98)

@@ -3,11 +3,13 @@ of a split."""
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from bloodcell_dist.data.dataset import ArrayDataset
-from bloodcell_dist.data.similarity import NearPair, connected_groups, identical_copies, near_duplicates
+from bloodcell_dist.data.pairs_cache import find_pairs
+from bloodcell_dist.data.similarity import NearPair, connected_groups, identical_copies
 from bloodcell_dist.errors import UserError
 
 DUPLICATE = "duplicate"
@@ -18,6 +20,12 @@ REASONS = {
     ACROSS_CLASSES: "byte-identical picture in several classes, so no label is right; every copy is dropped",
     MASS_COPY: "copied far more often than the others of its class, so no cell; every copy is dropped",
 }
+TITLES = {
+    DUPLICATE: "exact duplicates",
+    ACROSS_CLASSES: "same picture in several classes",
+    MASS_COPY: "copied many times in one class",
+}
+"""The reasons in a few words, as headings."""
 MASS_COPIES = 10
 """How many byte-identical copies in one class make a picture junk. A cell may be exported twice or three
 times, not ten times. In a class that was balanced by copying, where the median picture has m copies, it takes
@@ -62,33 +70,33 @@ class CleaningResult:
 
     def summary(self) -> str:
         """One line for the log."""
-        dropped = ", ".join(f"{count} {reason}" for reason, count in self.counts().items() if count) or "none"
+        dropped = ", ".join(f"{count} {TITLES[reason]}" for reason, count in self.counts().items() if count)
         groups = self.near_groups()
         largest = f", largest {len(groups[0])}" if groups else ""
         return (
             f"cleaning keeps {len(self.kept_indices)} of {self.num_examples} pictures "
-            f"(dropped: {dropped}; near-duplicate groups: {len(groups)}{largest})"
+            f"(dropped: {dropped or 'none'}; near-duplicate groups: {len(groups)}{largest})"
         )
 
 
 def clean(
-    dataset: ArrayDataset, *, group_near_duplicates: bool = True, mass_copies: int = MASS_COPIES
+    dataset: ArrayDataset, *, group_near_duplicates: bool = True, cache_dir: str | Path | None = None
 ) -> CleaningResult:
     """Find junk and exact duplicates, and group near-duplicates, which are never dropped.
 
     Byte-identical pictures alone are dropped, so a real cell that junk was blended over stays. Of duplicates
     in one class the first stays; with a source's own split the first in the test part, then validation, then
     training, so that a published test set stays whole. `groups` joins the set's own groups with the
-    near-duplicates. Raises UserError when nothing is left.
+    near-duplicates, whose pairs are kept in `cache_dir` if one is given. Raises UserError when nothing is left.
     """
-    removed = sorted(_find_junk_and_duplicates(dataset, mass_copies), key=lambda removal: removal.index)
+    removed = sorted(_find_junk_and_duplicates(dataset), key=lambda removal: removal.index)
     kept = np.setdiff1d(np.arange(dataset.num_examples), [removal.index for removal in removed])
     if not kept.size:
         raise UserError(
             f"cleaning leaves none of {dataset.num_examples} pictures: all are copies across classes or many "
             "times in one class. Check the data, or set data.clean=false to train on it as it is"
         )
-    pairs = near_duplicates(dataset.images[kept]) if group_near_duplicates else []
+    pairs = find_pairs(cache_dir, dataset.images[kept]) if group_near_duplicates else []
     moved = tuple(
         NearPair(int(kept[pair.first]), int(kept[pair.second]), pair.orientation, pair.distance) for pair in pairs
     )
@@ -96,9 +104,9 @@ def clean(
     return CleaningResult(dataset.num_examples, kept.astype(np.int64), tuple(removed), groups, moved)
 
 
-def _find_junk_and_duplicates(dataset: ArrayDataset, mass_copies: int) -> list[Removal]:
+def _find_junk_and_duplicates(dataset: ArrayDataset) -> list[Removal]:
     sets = identical_copies(dataset.images)
-    limits = _mass_limits(dataset, sets, mass_copies)
+    limits = _mass_limits(dataset, sets)
     removed: list[Removal] = []
     for copies in sets:
         labels = np.unique(dataset.labels[copies])
@@ -112,17 +120,17 @@ def _find_junk_and_duplicates(dataset: ArrayDataset, mass_copies: int) -> list[R
     return removed
 
 
-def _mass_limits(dataset: ArrayDataset, sets: list[np.ndarray], mass_copies: int) -> np.ndarray:
+def _mass_limits(dataset: ArrayDataset, sets: list[np.ndarray]) -> np.ndarray:
     """int64 [num_classes]: from how many copies on a picture of this class is junk; see MASS_COPIES."""
     copies = np.ones(dataset.num_examples, np.int64)  # at the first copy of each picture; 0 at the others
     for indices in sets:
         copies[indices] = 0
         copies[indices[0]] = len(indices)
-    limits = np.full(len(dataset.class_names), mass_copies, np.int64)
+    limits = np.full(len(dataset.class_names), MASS_COPIES, np.int64)
     for label in np.unique(dataset.labels):
         pictures = copies[(dataset.labels == label) & (copies > 0)]
         if pictures.size:
-            limits[label] = mass_copies * int(np.percentile(pictures, 50, method="lower"))
+            limits[label] = MASS_COPIES * int(np.percentile(pictures, 50, method="lower"))
     return limits
 
 

@@ -32,14 +32,15 @@ class _Section:
 
 
 def write_cleaning_report(result: CleaningResult, dataset: ArrayDataset, folder: Path) -> Path:
-    """Write `cleaning.json` and `cleaning.png` into an existing folder; returns the path of the picture.
+    """Write `cleaning.png` and `cleaning.json` into an existing folder; returns the path of the picture.
 
-    dataset: the uncleaned set that `result` came from. Both files are written whole or not at all.
+    dataset: the uncleaned set that `result` came from. Both files are written whole or not at all, the JSON last:
+    its presence says that the report is done.
     """
-    atomic_write_json(folder / "cleaning.json", describe(result, dataset))
     picture = folder / "cleaning.png"
     with atomic_file(picture) as temporary:
         draw_cleaning(result, dataset).savefig(temporary, dpi=110)
+    atomic_write_json(folder / "cleaning.json", describe(result, dataset))
     return picture
 
 

@@ -11,12 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from bloodcell_dist.errors import UserError
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
-_SLIDE_WHITE = (
-    255,
-    255,
-    255,
-    255,
-)  # what transparent pixels become: the empty field of a bright-field microscope
+_SLIDE_WHITE = (255, 255, 255, 255)  # what transparent pixels become: the empty field of a bright-field microscope
 
 
 def is_picture(path: Path) -> bool:

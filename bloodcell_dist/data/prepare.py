@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bloodcell_dist.data.cleaning import CleaningResult, clean
 from bloodcell_dist.data.dataset import TEST, TRAIN, VAL, ArrayDataset
+from bloodcell_dist.data.overlap import not_held_out
 from bloodcell_dist.data.sources import load_dataset
 from bloodcell_dist.data.splits import split
 from bloodcell_dist.errors import UserError
-
-log = logging.getLogger(__name__)
 
 _TEST_SEED_OFFSET = 7_919  # drawn test cells come from another stream than drawn training cells
 
@@ -30,6 +27,7 @@ class Prepared:
         test: independent cells, or None.
         loaded: the set that was cleaned and split, as the source gave it.
         cleaning: what cleaning found, or None where it was turned off.
+        dropped: how many more of `loaded` were left out, by reason; what data.max_examples leaves out is not counted.
     """
 
     train: ArrayDataset
@@ -37,6 +35,7 @@ class Prepared:
     test: ArrayDataset | None
     loaded: ArrayDataset
     cleaning: CleaningResult | None
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,44 +97,59 @@ def prepare(
 ) -> Prepared:
     """Load, clean and split, in this order; a pure function of the files and the arguments.
 
-    A source's own split (MedMNIST) is kept; only its training part is cleaned. Cells that are byte for byte in the
-    validation or test set are taken out of training. Raises UserError.
+    A source's own split (MedMNIST) is kept; only its training part is cleaned. Cells that are in a held-out set too,
+    byte for byte or, where near-duplicates are grouped, nearly, are left out: those of the test set before the split,
+    so that they choose no epoch either. Raises UserError.
     """
-    everything = source.load(seed)
-    test = source.load_test(everything.class_names, seed)
-    own_split = everything.partition is not None
-    if own_split and folds is not None:
-        raise UserError(
-            f"data.folds={folds}: {source.path} has its own validation part; leave data.folds and data.fold out"
-        )
-    loaded = everything.take(np.flatnonzero(everything.partition == TRAIN)) if own_split else everything
+    loaded, val, test = _load_sets(source, seed, folds)
     _require_every_class(loaded)
-    cleaning = clean(loaded, group_near_duplicates=group_near_duplicates) if clean_first else None
-    kept = loaded.take(cleaning.kept_indices) if cleaning else loaded
-    if own_split:
-        train, val = kept, everything.take(np.flatnonzero(everything.partition == VAL))
-        if test is None:
-            test = everything.take(np.flatnonzero(everything.partition == TEST))
-    else:
-        groups = cleaning.groups if cleaning else kept.groups
-        chosen = split(
-            kept.labels,
+    near = clean_first and group_near_duplicates
+    cleaning = clean(loaded, group_near_duplicates=near, cache_dir=source.cache_dir) if clean_first else None
+    pool = cleaning.kept_indices if cleaning else np.arange(loaded.num_examples)
+    groups = cleaning.groups if cleaning else loaded.groups
+    dropped: dict[str, int] = {}
+    for name, held_out in (("validation", val), ("test", test)):
+        if held_out is not None:
+            fresh, left_out = not_held_out(loaded, pool, held_out, name, near=near, cache_dir=source.cache_dir)
+            pool, groups, dropped = pool[fresh], None if groups is None else groups[fresh], dropped | left_out
+    if val is None:
+        train_part, val_part = split(
+            loaded.labels[pool],
             groups,
             val_fraction=val_fraction,
             seed=seed,
             fold=fold,
             folds=folds,
-            class_names=kept.class_names,
+            class_names=loaded.class_names,
         )
-        train, val = kept.take(chosen[0]), kept.take(chosen[1])
-    for name, held_out in (("validation", val), ("test", test)):
-        if held_out is not None:
-            train = _without(train, held_out, name)
+        val, pool = loaded.take(pool[val_part]), pool[train_part]
+        if cleaning is None:  # copies may stand on both sides
+            fresh, left_out = not_held_out(loaded, pool, val, "validation", near=False, cache_dir=None)
+            pool, dropped = pool[fresh], dropped | left_out
+    train = loaded.take(pool)
     _require_every_class(train)
     if max_examples is not None:
         train, val = _evenly(train, max_examples), _evenly(val, max_examples)
         test = None if test is None else _evenly(test, max_examples)
-    return Prepared(train, val, test, loaded, cleaning)
+    return Prepared(train, val, test, loaded, cleaning, dropped)
+
+
+def _load_sets(
+    source: Source, seed: int, folds: int | None
+) -> tuple[ArrayDataset, ArrayDataset | None, ArrayDataset | None]:
+    """The cells to clean and split, or only to learn from if the source has validation cells; those; test cells."""
+    everything = source.load(seed)
+    test = source.load_test(everything.class_names, seed)
+    if everything.partition is None:
+        return everything, None, test
+    if folds is not None:
+        raise UserError(
+            f"data.folds={folds}: {source.path} has its own validation part; leave data.folds and data.fold out"
+        )
+    train, val, own_test = (
+        everything.take(np.flatnonzero(everything.partition == part)) for part in (TRAIN, VAL, TEST)
+    )
+    return train, val, own_test if test is None else test
 
 
 def _require_every_class(dataset: ArrayDataset) -> None:
@@ -145,26 +159,6 @@ def _require_every_class(dataset: ArrayDataset) -> None:
         raise UserError(
             f"no training cells of class {', '.join(empty)}; add some, or leave the class out of data.class_names"
         )
-
-
-def _without(train: ArrayDataset, held_out: ArrayDataset, name: str) -> ArrayDataset:
-    """The training cells that are not byte for byte in a held-out set too."""
-    theirs = set(_digests(held_out))
-    fresh = np.array([digest not in theirs for digest in _digests(train)])
-    if fresh.all():
-        return train
-    if not fresh.any():
-        raise UserError(
-            f"every training cell is also in the {name} set, so there is nothing left to learn from; "
-            "data.path and data.test_path must hold different cells"
-        )
-    log.warning("%d training cells are also in the %s set; they are left out of training", (~fresh).sum(), name)
-    return train.take(np.flatnonzero(fresh))
-
-
-def _digests(dataset: ArrayDataset) -> Iterator[bytes]:
-    """One for each picture; the pictures themselves would fill the memory."""
-    return (hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in dataset.images)
 
 
 def _evenly(dataset: ArrayDataset, limit: int) -> ArrayDataset:

@@ -35,9 +35,9 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's
 
 @dataclass(frozen=True)
 class NearPair:
-    """Two pictures of one cell: indices first < second, and their distance 1 - correlation in [0,
-    MAX_DISTANCE].
+    """Two pictures of one cell by their indices, and their distance 1 - correlation in [0, MAX_DISTANCE].
 
+    Within one set first < second; between two sets `first` counts in the one and `second` in the other.
     orientation: 0-7, see `oriented`; turning `first` by it lays it over `second`.
     """
 
@@ -56,22 +56,28 @@ def identical_copies(images: np.ndarray) -> list[np.ndarray]:
 
 
 def near_duplicates(
-    images: np.ndarray, *, hash_bits: int = HASH_BITS, max_distance: float = MAX_DISTANCE
+    images: np.ndarray,
+    others: np.ndarray | None = None,
+    *,
+    hash_bits: int = HASH_BITS,
+    max_distance: float = MAX_DISTANCE,
 ) -> list[NearPair]:
     """All near-duplicate pairs among uint8 [N, H, W, 3], each once with its best orientation, sorted.
 
-    Takes time in N squared: 2 s for 6,000 pictures of 96x96 on one core. Pictures that are not square are compared in
-    the four orientations that keep their shape.
+    With `others`, uint8 [M, H, W, 3], only the pairs between the two sets. Takes time in N squared, or N times M: 2 s
+    for 6,000 pictures of 96x96 on one core. Pictures that are not square are compared in the four orientations that
+    keep their shape.
     """
-    coefficients, reduced = _describe(images)
-    pictures, plain = _standardised(reduced), _hashes(coefficients)
+    coefficients, pictures = _describe(images)
+    other_coefficients, other_pictures = (coefficients, pictures) if others is None else _describe(others)
+    plain = _hashes(other_coefficients)
     orientations = range(8) if images.shape[1] == images.shape[2] else (0, 2, 4, 6)
     best: dict[tuple[int, int], NearPair] = {}
     for orientation in orientations:
         hashes = _hashes(_turn_coefficients(coefficients, orientation))
-        for first, second in _close_hashes(hashes, plain, hash_bits):
+        for first, second in _close_hashes(hashes, plain, hash_bits, same_set=others is None):
             turned = oriented(pictures[first], orientation)
-            distance = 1 - np.einsum("pyxc,pyxc->p", turned, pictures[second])
+            distance = 1 - np.einsum("pyxc,pyxc->p", turned, other_pictures[second])
             for i in np.flatnonzero(distance <= max_distance):
                 pair = NearPair(int(first[i]), int(second[i]), orientation, max(0.0, float(distance[i])))
                 known = best.get((pair.first, pair.second))
@@ -93,7 +99,7 @@ def connected_groups(num_examples: int, first: np.ndarray, second: np.ndarray) -
 
 
 def _describe(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 8x8 low DCT coefficients [N, 8, 8] of the grey pictures, and the pictures as [N, 24, 24, 3]."""
+    """The 8x8 low DCT coefficients [N, 8, 8] of the grey pictures, and the pictures as [N, 24, 24, 3], standardised."""
     height, width = images.shape[1:3]
     low = dct(np.eye(_HASH_SIDE, dtype=np.float32), axis=0, norm="ortho")[:_LOW]
     hash_rows, hash_columns = low @ _area(height, _HASH_SIDE), low @ _area(width, _HASH_SIDE)
@@ -108,7 +114,7 @@ def _describe(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         coefficients[start : start + _BLOCK] = (hash_rows @ block) @ to_grey_waves
         narrow = (_area(height, _REDUCED) @ block) @ to_columns
         reduced[start : start + _BLOCK] = narrow.reshape(-1, _REDUCED, _REDUCED, 3)
-    return coefficients, reduced
+    return coefficients, _standardised(reduced)
 
 
 def _area(length: int, parts: int) -> np.ndarray:
@@ -136,15 +142,20 @@ def _hashes(coefficients: np.ndarray) -> np.ndarray:
     return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
 
-def _close_hashes(turned: np.ndarray, plain: np.ndarray, hash_bits: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Index arrays (first, second), first < second, of the pairs that differ in at most `hash_bits` bits."""
+def _close_hashes(
+    turned: np.ndarray, plain: np.ndarray, hash_bits: int, *, same_set: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Index arrays (first, second) of the pairs that differ in at most `hash_bits` bits; in one set first < second."""
     for start in range(0, len(turned), _BLOCK):
-        differing = np.bitwise_count(turned[start : start + _BLOCK, None] ^ plain[None, start:])
+        skipped = start if same_set else 0
+        differing = np.bitwise_count(turned[start : start + _BLOCK, None] ^ plain[None, skipped:])
         first, second = np.nonzero(differing <= hash_bits)
-        later = np.flatnonzero(second > first)
-        for part in range(0, len(later), _PAIRS):
-            chosen = later[part : part + _PAIRS]
-            yield first[chosen] + start, second[chosen] + start
+        first, second = first + start, second + skipped
+        if same_set:
+            later = second > first
+            first, second = first[later], second[later]
+        for part in range(0, len(first), _PAIRS):
+            yield first[part : part + _PAIRS], second[part : part + _PAIRS]
 
 
 def _standardised(pictures: np.ndarray) -> np.ndarray:

@@ -11,29 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageFilter
 
+from bloodcell_dist.data.cell_shapes import FRAME, Cell, Mask, outline, scatter
 from bloodcell_dist.data.cell_types import CELL_TYPES, CellType, Colour
 from bloodcell_dist.data.dataset import Allocate, ArrayDataset, in_memory
-from bloodcell_dist.data.drawing import (
-    FRAME,
-    Cell,
-    Mask,
-    outline,
-    scatter,
-)
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.settings import BLOOD_CELLS
 
 DRAWING_VERSION = 1  # raise it when the drawn cells change, so that cached ones are drawn anew
-REAL_SHARES = (
-    852,
-    2181,
-    1085,
-    2026,
-    849,
-    993,
-    2330,
-    1643,
-)  # class counts of the original training set, cleaned
+REAL_SHARES = (852, 2181, 1085, 2026, 849, 993, 2330, 1643)  # class counts of the original training set, cleaned
 
 _FIELD: Colour = (252, 230, 205)
 _RED_CELL: Colour = (208, 172, 166)
@@ -86,11 +71,8 @@ def _draw(kind: CellType, image_size: int, rng: np.random.Generator) -> np.ndarr
     body = shape.pixels(blur=0.6)
     _cover(picture, body, _vary(kind.cytoplasm, rng), 9 * grain)
     if kind.vacuoles:
-        _cover(
-            picture,
-            _dots(cell, rng, image_size, rng.integers(kind.vacuoles), (0.8, 2), (0.3, 0.7)),
-            _VACUOLE,
-        )
+        vacuoles = _dots(cell, rng, image_size, rng.integers(kind.vacuoles), (0.8, 2), (0.3, 0.7))
+        _cover(picture, vacuoles, _VACUOLE)
     granules = _dots(cell, rng, image_size, rng.integers(*kind.granules), kind.granule_radius, kind.granule_opacity)
     granule_colour = _vary(kind.granule_colour, rng)
     if not kind.granules_over_nucleus:
@@ -124,9 +106,8 @@ def _cover(picture: np.ndarray, mask: np.ndarray, colour: Colour, texture: np.nd
     rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
     if not rows.size:
         return
-    box = np.s_[
-        rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1
-    ]  # most masks cover a small part: a third of the time
+    # Most masks cover a small part: inside their box it takes a third of the time.
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     change = np.asarray(colour, np.float32) - picture[box]
     if texture is not None:
         change += texture[box][..., None]

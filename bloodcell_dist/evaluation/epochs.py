@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +13,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from bloodcell_dist.atomic import atomic_file
 from bloodcell_dist.data.dataset import ArrayDataset
 from bloodcell_dist.data.sampling import IndexPlan
+from bloodcell_dist.errors import TrainingFailed
 from bloodcell_dist.evaluation.metrics import classification_metrics
 from bloodcell_dist.evaluation.predict import Forward, predict
 from bloodcell_dist.history import append_metrics
 from bloodcell_dist.models.batchnorm import Recalibration
 from bloodcell_dist.rundir import RunDir
-from bloodcell_dist.training.record import EpochRecord
-from bloodcell_dist.training.state import TrainingState, save_weights
+from bloodcell_dist.training.record import REMEDIES, EpochRecord
+from bloodcell_dist.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Standing:
     Attributes:
         best_epoch: from 0, None before the first evaluation.
         best_step: updates made at its end.
-        best_value: of the selecting metric.
+        best_value: of the selecting metric; None where it was not a number.
         train_seconds: spent in training steps.
         examples: trained on in that time; the first step of each life, which compiles, is not counted.
         wall_seconds: lived, all lives of the run together.
@@ -43,17 +44,21 @@ class Standing:
 
     best_epoch: int | None = None
     best_step: int = 0
-    best_value: float = float("nan")
+    best_value: float | None = None
     train_seconds: float = 0.0
     examples: int = 0
     wall_seconds: float = 0.0
 
     def note(self, epoch: int, step: int, value: float, lower_is_better: bool) -> bool:
         """Whether this epoch is the best so far; the earlier one wins a tie, any number beats NaN."""
-        better = value < self.best_value if lower_is_better else value > self.best_value
-        ahead = self.best_epoch is None or better or (math.isnan(self.best_value) and not math.isnan(value))
+        number = None if math.isnan(value) else value
+        if self.best_value is None:
+            ahead = self.best_epoch is None or number is not None
+        else:
+            sign = -1 if lower_is_better else 1
+            ahead = number is not None and sign * number > sign * self.best_value
         if ahead:
-            self.best_epoch, self.best_step, self.best_value = epoch, step, value
+            self.best_epoch, self.best_step, self.best_value = epoch, step, number
         return ahead
 
 
@@ -91,6 +96,10 @@ class Evaluation:
         """A context in which the network has its evaluation weights."""
         return self._state.evaluation_weights(self._recalibrate)
 
+    def take_best(self) -> None:
+        """Give the network the best epoch's weights, for good."""
+        self._state.take_best()
+
     def probabilities(self, dataset: ArrayDataset) -> np.ndarray:
         """float32 [N, C] with the weights the network has."""
         return predict(self._forward, dataset.images, self._batch_size)
@@ -104,7 +113,7 @@ class EpochEnd:
 
     Args:
         run: where it is written.
-        model: being trained.
+        state: keeps the best weights.
         evaluation: of the network.
         val: validation cells.
         train_labels: int [N], of the set the plan points into.
@@ -113,12 +122,13 @@ class EpochEnd:
         standing: brought up to date.
         select_by: metric that names the best epoch.
         learning_rate: of an update, for the record.
+        epochs: of the run.
     """
 
     def __init__(
         self,
         run: RunDir,
-        model: keras.Model,
+        state: TrainingState,
         evaluation: Evaluation,
         *,
         val: ArrayDataset,
@@ -128,11 +138,13 @@ class EpochEnd:
         standing: Standing,
         select_by: str,
         learning_rate: Callable[[int], float],
+        epochs: int,
     ) -> None:
-        self._run, self._model, self._evaluation = run, model, evaluation
+        self._run, self._state, self._evaluation = run, state, evaluation
         self._val, self._train_labels, self._plan = val, train_labels, plan
         self._record, self._standing, self._select_by = record, standing, select_by
-        self._learning_rate = learning_rate
+        self._learning_rate, self._epochs = learning_rate, epochs
+        self._clock = time.monotonic()
         self._boards = {name: tf.summary.create_file_writer(str(run.tensorboard / name)) for name in ("train", "val")}
 
     def __call__(self, epoch: int, step: int) -> None:
@@ -143,8 +155,7 @@ class EpochEnd:
             value = val[self._select_by]
             best = self._standing.note(epoch, step, value, self._select_by == "loss")
             if best:
-                with atomic_file(self._run.best_weights) as path:
-                    save_weights(self._model, path)
+                self._state.keep_best()
         examples, seconds = self._record.timed_examples, self._record.seconds
         self._standing.train_seconds += seconds
         self._standing.examples += examples
@@ -159,14 +170,19 @@ class EpochEnd:
         }
         append_metrics(self._run.metrics, row)
         self._to_tensorboard(epoch, train, val, row)
-        log.info(_line(row, best))
+        log.info("%s%s%s", _line(row), " | best so far" if best else "", self._time_left(epoch))
 
     def _training_metrics(self, epoch: int) -> dict[str, float]:
-        """Of the predictions made while training: augmented pictures, dropout on, weights of the moment."""
         probabilities = self._record.probabilities()
         rows = self._plan.epoch_batches(epoch).ravel()[: len(probabilities)]
-        loss = float(np.mean(self._record.losses()))
-        return classification_metrics(probabilities, self._train_labels[rows], loss=loss)
+        return training_metrics(probabilities, self._record.losses(), self._train_labels[rows])
+
+    def _time_left(self, epoch: int) -> str:
+        """` | 12 min left`, from the time since the last epoch's end; nothing after the last."""
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        left = seconds * (self._epochs - epoch - 1)
+        return f" | {math.ceil(left / 60)} min left" if left else ""
 
     def _to_tensorboard(self, epoch: int, train: dict[str, float], val: dict[str, float], row: dict[str, Any]) -> None:
         speed = {name: row[name] for name in ("learning_rate", "images_per_s")}
@@ -177,11 +193,30 @@ class EpochEnd:
             self._boards[board].flush()
 
 
-def _line(row: dict[str, Any], best: bool) -> str:
+def training_metrics(probabilities: np.ndarray, losses: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Metrics of the predictions made while training: augmented pictures, dropout on, weights of the moment.
+
+    Passes that overflowed (mixed_float16 while the loss scale is being found) are left out.
+
+    Args:
+        probabilities: float32 [N, C].
+        losses: float32 [N].
+        labels: int [N], of the pictures before any mixing.
+
+    Raises:
+        TrainingFailed: nothing is finite.
+    """
+    finite = np.isfinite(losses) & np.isfinite(probabilities).all(axis=1)
+    if not finite.any():
+        raise TrainingFailed(f"training diverged: no prediction of the epoch is finite; {REMEDIES}")
+    return classification_metrics(probabilities[finite], labels[finite], loss=float(np.mean(losses[finite])))
+
+
+def _line(row: dict[str, Any]) -> str:
     """The line of an epoch in the log."""
     return (
         f"epoch {row['epoch'] + 1}: "
         f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f} | "
         f"val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f} macro-F1 {row['val_macro_f1']:.4f} | "
-        f"{row['images_per_s']:.0f} images/s{' | best so far' if best else ''}"
+        f"{row['images_per_s']:.0f} images/s"
     )

@@ -1,30 +1,24 @@
-"""The end of a run: best and last model measured, exported, plotted, reported."""
+"""What a finished training leaves to measure and draw: the best and the last model, the pictures of the report."""
 
 from __future__ import annotations
 
-import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
-from bloodcell_dist.data.cleaning import REASONS
 from bloodcell_dist.data.prepare import Prepared
+from bloodcell_dist.errors import UserError
 from bloodcell_dist.evaluation import plots
 from bloodcell_dist.evaluation.epochs import Evaluation, Standing
 from bloodcell_dist.evaluation.metrics import SplitScores, score_split
-from bloodcell_dist.evaluation.report import Removed, ReportInputs, write_report
-from bloodcell_dist.evaluation.result import ModelScores, build_result
+from bloodcell_dist.evaluation.result import ModelScores
 from bloodcell_dist.history import read_metrics
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.settings import METRICS
-from bloodcell_dist.training.state import load_weights
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,6 @@ class Measured:
 
 def measure(
     run: RunDir,
-    model: keras.Model,
     evaluation: Evaluation,
     data: Prepared,
     standing: Standing,
@@ -51,17 +44,31 @@ def measure(
     resamples: int,
     seed: int,
 ) -> Measured:
-    """Evaluate the last and the best model on validation and test; leaves the best one's weights in the network."""
-    history = read_metrics(run.metrics)
+    """Evaluate the last and the best model on validation and test; leaves the best one's weights in the network.
+
+    Raises UserError where metrics.jsonl no longer tells of the best epoch.
+    """
+    best_row, last_row = best_and_last(run.metrics, standing.best_epoch)
     with evaluation.weights():
         last, _ = _score(evaluation, data, resamples, seed)
-    load_weights(model, run.best_weights)
+    evaluation.take_best()
     best, probabilities = _score(evaluation, data, resamples, seed)
-    best_row, last_row = next(row for row in history if row["epoch"] == standing.best_epoch), history[-1]
     return Measured(
         best=ModelScores(best_row["epoch"], best_row["step"], _with_training(best, best_row)),
         last=ModelScores(last_row["epoch"], last_row["step"], _with_training(last, last_row)),
         probabilities=probabilities,
+    )
+
+
+def best_and_last(path: str | os.PathLike[str], best_epoch: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows of a metrics.jsonl of the best epoch (from 0) and of the last. UserError if the first is missing."""
+    rows = read_metrics(path)
+    for row in rows:
+        if row.get("epoch") == best_epoch:
+            return row, rows[-1]
+    raise UserError(
+        f'{path}: has no line with "epoch": {best_epoch}, the best epoch; put the file back as training left it, '
+        "or give another --run-dir for a new run"
     )
 
 
@@ -85,34 +92,6 @@ def _with_training(scores: dict[str, SplitScores], row: Mapping[str, Any]) -> di
     return {"train": SplitScores(numbers, [], [], {}), **scores}
 
 
-def make_result(
-    run: RunDir,
-    data: Prepared,
-    measured: Measured,
-    standing: Standing,
-    *,
-    backbone: str,
-    seed: int,
-    select_by: str,
-    versions: Mapping[str, str],
-) -> dict[str, Any]:
-    """The content of result.json."""
-    return build_result(
-        run_id=run.run_id,
-        created=datetime.now(UTC),
-        backbone=backbone,
-        class_names=data.train.class_names,
-        seed=seed,
-        epochs=len(read_metrics(run.metrics)),
-        select_by=select_by,
-        best=measured.best,
-        last=measured.last,
-        images_per_s=standing.examples / max(standing.train_seconds, 1e-9),
-        wall_s=standing.wall_seconds,
-        versions=versions,
-    )
-
-
 def draw_plots(
     run: RunDir, data: Prepared, measured: Measured, class_counts: Mapping[str, Sequence[int]]
 ) -> dict[str, Path]:
@@ -132,45 +111,3 @@ def draw_plots(
     if data.cleaning is not None and (data.cleaning.removed or data.cleaning.near_pairs):
         paths["cleaning"] = run.path / "cleaning.png"
     return paths
-
-
-def write_run_report(
-    run: RunDir,
-    data: Prepared,
-    result: Mapping[str, Any],
-    *,
-    class_counts: Mapping[str, Sequence[int]],
-    pictures: Mapping[str, Path],
-    environment: Mapping[str, Any],
-    test_source: str | None,
-    test_is_same_source: bool | None,
-    notes: Sequence[str],
-) -> None:
-    """Write report.html."""
-    removed = data.cleaning.counts() if data.cleaning else {}
-    inputs = ReportInputs(
-        result=result,
-        settings_yaml=run.config.read_text(encoding="utf-8"),
-        environment=environment,
-        commands=[f"bloodcell-dist train --config {run.config} --run-dir NEW_FOLDER"],
-        class_counts=class_counts,
-        removed=[Removed(reason, count, REASONS[reason]) for reason, count in removed.items() if count],
-        cleaned=data.cleaning is not None,
-        pictures=pictures,
-        test_source=test_source,
-        test_is_same_source=test_is_same_source,
-        notes=notes,
-    )
-    write_report(run.report, inputs)
-
-
-def summary(result: Mapping[str, Any]) -> str:
-    """One line on how the best model does."""
-    split = "test" if result["test_accuracy"] is not None else "val"
-    name = {"test": "test set", "val": "validation set (same slides as the training cells)"}[split]
-    low, high = result["intervals"].get(f"{split}_accuracy", (None, None))
-    interval = "" if low is None else f" (95% interval {low:.4f} to {high:.4f})"
-    return (
-        f"best epoch {result['best']['epoch'] + 1} on the {name}: accuracy {result[f'{split}_accuracy']:.4f}"
-        f"{interval}, macro-F1 {result[f'{split}_macro_f1']:.4f}"
-    )

@@ -1,12 +1,11 @@
 """How well a classifier does: metrics, per-class table, confusion matrix and bootstrap intervals.
 
-All functions take `probabilities: float [N, C]` (rows sum to 1) and `labels: int [N]` in 0..C-1. The
-predicted class is the first of the most probable ones. Precision, recall, F1 and AUC are *macro* averages:
-one class against the rest, then the plain mean over classes. The original took Keras' `Precision`, `Recall`
-and `AUC`, which pool all classes; on one-label pictures those follow the accuracy, so they hide a rare class
-that fails, and that is what they should show. Means run over the classes that occur in `labels`: a class
-without examples has no recall, and a set without it should not score lower for that. (Macro recall is thereby
-the balanced accuracy; both names are kept.)
+All functions take `probabilities: float [N, C]` (rows sum to 1) and `labels: int [N]` in 0..C-1. The predicted class is
+the first of the most probable ones. Precision, recall, F1 and AUC are *macro* averages: one class against the rest,
+then the plain mean over classes. The original took Keras' `Precision`, `Recall` and `AUC`, which pool all classes; on
+one-label pictures those follow the accuracy, so they hide a rare class that fails, and that is what they should show.
+Means run over the classes that occur in `labels`: a class without examples has no recall, and a set without it should
+not score lower for that. (Macro recall is thereby the balanced accuracy; both names are kept.)
 """
 
 from __future__ import annotations
@@ -92,8 +91,7 @@ def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def per_class_table(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """One row per class in label order: class, support, predicted (counts), precision, recall, f1, auc.
 
-    What is not defined is None: everything but the counts for a class without examples, `auc` if there is no
-    other.
+    What is not defined is None: everything but the counts for a class without examples, `auc` if there is no other.
     """
     probabilities, labels = _checked(probabilities, labels)
     classes = range(len(class_names))
@@ -126,11 +124,10 @@ def bootstrap_interval(
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of accuracy, macro_f1 and balanced_accuracy: name to (low, high).
 
-    Stratified: each class keeps its number of examples. These metrics depend on the confusion counts only,
-    and drawing n examples of a class with replacement draws its row of counts from a multinomial, so rows are
-    drawn at once. The interval covers the choice of examples from the same source, not another laboratory;
-    without any mistake it has no width (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter
-    13).
+    Stratified: each class keeps its number of examples. These metrics depend on the confusion counts only, and drawing
+    n examples of a class with replacement draws its row of counts from a multinomial, so rows are drawn at once. The
+    interval covers the choice of examples from the same source, not another laboratory; without any mistake it has no
+    width (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
     """
     counts = confusion(probabilities, labels, np.asarray(probabilities).shape[1])
     present = np.flatnonzero(counts.sum(axis=1))

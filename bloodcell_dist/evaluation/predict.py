@@ -8,12 +8,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from bloodcell_dist.errors import UserError
+
 Forward = Callable[[tf.Tensor], tf.Tensor]
 
 
 def make_forward(model: keras.Model, *, logits: bool, xla: bool) -> Forward:
-    """The network in inference mode: uint8 or float32 [B, H, W, 3] in [0, 255] to float32 probabilities [B,
-    C].
+    """The network in inference mode: uint8 or float32 [B, H, W, 3] in [0, 255] to float32 probabilities [B, C].
 
     Args:
         model: gives logits or probabilities.
@@ -29,11 +30,14 @@ def make_forward(model: keras.Model, *, logits: bool, xla: bool) -> Forward:
 
 
 def predict(forward: Forward, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Probabilities float32 [N, C] for images uint8 [N, H, W, 3].
+    """Probabilities float32 [N, C] for images uint8 [N, H, W, 3]; UserError if there are none.
 
-    Small sets take a smaller batch, so that a handful of cells does not cost a full one.
+    Small sets take a smaller batch, so that a handful of cells does not cost a full one: a power of two, so that sets
+    of many sizes do not each trace the network anew.
     """
-    size = min(batch_size, len(images))
+    if len(images) == 0:
+        raise UserError("there are no pictures to predict: the set is empty; give at least one picture")
+    size = min(batch_size, 1 << (len(images) - 1).bit_length())
     parts = [np.asarray(forward(tf.constant(batch)))[:count] for batch, count in padded_batches(images, size)]
     return np.concatenate(parts)
 

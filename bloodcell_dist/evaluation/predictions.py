@@ -36,16 +36,6 @@ class Predictions:
         if self.labels is not None and np.shape(self.labels) != expected[:1]:
             raise ValueError(f"labels have shape {np.shape(self.labels)}; expected {expected[:1]}")
 
-    @property
-    def predicted(self) -> np.ndarray:
-        """The most probable class of each picture, int64 [N]; the first of equals."""
-        return self.probabilities.argmax(axis=1)
-
-    @property
-    def confidence(self) -> np.ndarray:
-        """Its probability, float32 [N]."""
-        return self.probabilities.max(axis=1)
-
 
 def write_predictions(path: str | os.PathLike[str], predictions: Predictions) -> None:
     """Write the CSV (UTF-8, one line per picture, float32 to the last bit), whole or not at all.
@@ -66,34 +56,6 @@ def write_predictions(path: str | os.PathLike[str], predictions: Predictions) ->
         ) from None
 
 
-def read_predictions(path: str | os.PathLike[str]) -> Predictions:
-    """The predictions in a CSV of `write_predictions`; `predicted` and `confidence` follow from the rest.
-
-    Raises UserError for a missing file, other columns, and a line that does not fit them.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a CSV of predictions") from None
-    except csv.Error as error:
-        raise UserError(f"{path}: is not a CSV file: {error}") from None
-    class_names = [name.removeprefix("p_") for name in header if name.startswith("p_")]
-    has_labels = header[-1:] == ["label"]
-    if not class_names or header != _header(class_names, has_labels):
-        raise UserError(
-            f"{path}: has the columns {', '.join(header) or '(none)'}; expected file, predicted, confidence, "
-            "one p_<class> for each class and, where known, label"
-        )
-    parsed = [_parse(row, class_names, has_labels, f"{path}: record {number}") for number, row in enumerate(rows, 1)]
-    return Predictions(
-        files=[file for file, _, _ in parsed],
-        class_names=class_names,
-        probabilities=np.array([row for _, row, _ in parsed], np.float32).reshape(len(rows), len(class_names)),
-        labels=np.array([label for _, _, label in parsed], np.int64) if has_labels else None,
-    )
-
-
 def _header(class_names: Sequence[str], has_labels: bool) -> list[str]:
     columns = ["file", "predicted", "confidence", *(f"p_{name}" for name in class_names)]
     return [*columns, "label"] if has_labels else columns
@@ -102,31 +64,12 @@ def _header(class_names: Sequence[str], has_labels: bool) -> list[str]:
 def _rows(predictions: Predictions) -> list[list[str]]:
     """One list of cells per picture; nine digits tell every float32 from the next."""
     names = predictions.class_names
+    winners = predictions.probabilities.argmax(axis=1)
     rows = [
         [str(file), names[winner], f"{of_row[winner]:.9g}", *(f"{value:.9g}" for value in of_row)]
-        for file, winner, of_row in zip(
-            predictions.files, predictions.predicted, predictions.probabilities, strict=True
-        )
+        for file, winner, of_row in zip(predictions.files, winners, predictions.probabilities, strict=True)
     ]
     if predictions.labels is not None:
         for row, label in zip(rows, predictions.labels, strict=True):
             row.append(names[label] if label >= 0 else "")
     return rows
-
-
-def _parse(
-    row: Sequence[str], class_names: Sequence[str], has_labels: bool, where: str
-) -> tuple[str, list[float], int]:
-    """(file, probabilities, label) of one record."""
-    expected = len(_header(class_names, has_labels))
-    if len(row) != expected:
-        raise UserError(f"{where} has {len(row)} columns; expected {expected}")
-    numbers = row[3 : 3 + len(class_names)]
-    try:
-        probabilities = [float(number) for number in numbers]
-    except ValueError:
-        raise UserError(f"{where} has probabilities {', '.join(numbers)}; expected numbers") from None
-    label = row[-1] if has_labels else ""
-    if label and label not in class_names:
-        raise UserError(f"{where} has the label {label}; expected one of {', '.join(class_names)} or nothing")
-    return row[0], probabilities, class_names.index(label) if label else -1

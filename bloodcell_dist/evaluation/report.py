@@ -43,16 +43,16 @@ class ReportInputs:
         settings_yaml: the settings as resolved.
         environment: what environment.json holds; nested mappings are shown with dotted names.
         commands: shell lines that reproduce the run.
-        class_counts: stage (`as found`, `after cleaning`, `training`, …) to examples per class, int [C], in
-        order. removed: what cleaning removed; empty if nothing.
+        class_counts: stage (`as found`, `after cleaning`, `training`, …) to examples per class, int [C], in order.
+        removed: what cleaning removed; empty if nothing.
         cleaned: whether cleaning ran at all.
+        near_groups: sizes of the groups of near-duplicates, which cleaning found and kept.
+        dropped: reason (`also in the test set`) to how many cells were left out of training besides.
         pictures: names of PICTURES to PNG files; those left out are not shown.
         test_source: what the test set is, its file name say; None without one.
-        test_is_same_source: whether the test set comes from the same slides or laboratory as the training set
-        (a
+        test_is_same_source: whether the test set comes from the same slides or laboratory as the training set (a
             collection's own test split, drawn cells); None if that is not known.
-        notes: what a reader must know besides (no pretrained weights found, cut short by max_steps), one line
-        each.
+        notes: what a reader must know besides (cut short by max_steps, drawn cells), one line each.
     """
 
     result: Mapping[str, Any]
@@ -62,6 +62,8 @@ class ReportInputs:
     class_counts: Mapping[str, Sequence[int]]
     removed: Sequence[Removed] = ()
     cleaned: bool = True
+    near_groups: Sequence[int] = ()
+    dropped: Mapping[str, int] = field(default_factory=dict)
     pictures: Mapping[str, Path] = field(default_factory=dict)
     test_source: str | None = None
     test_is_same_source: bool | None = None

@@ -5,17 +5,14 @@ run_id, created     identity for life; ISO 8601 time at which the result was mad
 backbone, class_names, seed, epochs, select_by
 images_per_s, wall_s    training speed and time, all lives of the run together
 versions            package to version
-train_loss …        the selected (best) model: train_, val_ and test_ with each of loss, accuracy,
-precision,
-                    recall, auc, macro_f1, balanced_accuracy; null where there is no such split. train_ is
-                    measured while training, on augmented pictures with dropout; val_ and test_
-                    afterwards, without
+train_loss …        the selected (best) model: train_, val_ and test_ with each of loss, accuracy, precision, recall,
+                    auc, macro_f1, balanced_accuracy; null where there is no such split. train_ is measured while
+                    training, on augmented pictures with dropout; val_ and test_ afterwards, without
 examples            of the selected model, likewise all below: split to number of evaluated examples
 intervals           metric (with its prefix) to [low, high], 95%
 per_class           split to rows of class, support, predicted, precision, recall, f1, auc
 confusion           split to counts [C][C], rows are true classes
-best, last          the selected and the last model: epoch (from 0), step, the metrics above and their
-intervals
+best, last          the selected and the last model: epoch (from 0), step, the metrics above and their intervals
 """
 
 from __future__ import annotations
@@ -92,6 +89,18 @@ def build_result(
             "best": _nested(best),
             "last": _nested(last),
         }
+    )
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """One line on how the best model does, for the log."""
+    split = "test" if result["test_accuracy"] is not None else "val"
+    name = {"test": "test set", "val": "validation set (split off the training cells)"}[split]
+    low, high = result["intervals"].get(f"{split}_accuracy", (None, None))
+    interval = "" if low is None else f" (95% interval {low:.4f} to {high:.4f})"
+    return (
+        f"best epoch {result['best']['epoch'] + 1} on the {name}: accuracy {result[f'{split}_accuracy']:.4f}"
+        f"{interval}, macro-F1 {result[f'{split}_macro_f1']:.4f}"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import keras
 
+from bloodcell_dist.errors import UserError
 from bloodcell_dist.models.dropout import StatelessDropout
 
 
@@ -25,6 +26,9 @@ def build_classifier(
     Returns:
         A model of float32 [B, image_size, image_size, 3] in [0, 255] to float32 [B, num_classes]; the compute type
         in between follows Keras' global precision policy.
+
+    Raises:
+        UserError: the pictures are too small for the network.
     """
     keras.utils.set_random_seed(seed)
     pictures = keras.Input((image_size, image_size, 3), name="images")
@@ -51,6 +55,12 @@ def set_batchnorm_momentum(model: keras.Model, total_steps: int) -> None:
 
 def _mobilenetv3small(pictures: keras.KerasTensor) -> keras.KerasTensor:
     """MobileNetV3-Small (Howard et al., 2019), 0.94 M weights; scales its pictures to [-1, 1] itself."""
+    size = pictures.shape[1]
+    if size < 32:  # Keras refuses them too, without naming the setting
+        raise UserError(
+            f"data.image_size={size}: model.backbone=mobilenetv3small needs pictures of at least 32 pixels; "
+            "set data.image_size=32, or model.backbone=cnn"
+        )
     network = keras.applications.MobileNetV3Small(
         input_tensor=pictures, include_top=False, weights=None, include_preprocessing=True
     )

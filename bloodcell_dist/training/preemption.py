@@ -7,6 +7,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from bloodcell_dist.errors import Preempted
+
 
 class StopRequest:
     """Whether somebody asked the run to stop, and by which signal."""
@@ -18,6 +20,11 @@ class StopRequest:
     def is_set(self) -> bool:
         """Whether a signal came."""
         return self.signal_name is not None
+
+    def leave_if_set(self) -> None:
+        """Raise Preempted if a signal came; for places where there is nothing to save."""
+        if self.is_set:
+            raise Preempted(f"stopped by {self.signal_name} before training; run the same command again")
 
     @contextlib.contextmanager
     def listening(self, *names: str) -> Iterator[None]:
@@ -31,7 +38,7 @@ class StopRequest:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by C code
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name == "SIGINT":

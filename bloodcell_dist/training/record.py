@@ -17,6 +17,7 @@ from bloodcell_dist.training.step import StepOutput
 
 SKIPPED_LIMIT = 20  # float16's first loss scale, 2^15, may be halved 15 times before it fits
 CHECK_EVERY_STEPS = 20
+REMEDIES = "lower optimizer.learning_rate, set optimizer.clip_norm, or use train.precision=float32"
 
 
 class EpochRecord:
@@ -47,8 +48,7 @@ class EpochRecord:
         self._outputs.clear()
         if self._skipped_in_a_row >= SKIPPED_LIMIT:
             raise TrainingFailed(
-                f"training diverged: the gradients of the last {SKIPPED_LIMIT} updates were not finite; "
-                "lower optimizer.learning_rate, set optimizer.clip_norm, or use train.precision=float32"
+                f"training diverged: the gradients of the last {SKIPPED_LIMIT} updates were not finite; {REMEDIES}"
             )
 
     def last_loss(self) -> float:

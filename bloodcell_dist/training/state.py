@@ -27,18 +27,33 @@ class TrainingState:
         self._model = model
         self._update = update
         self._record = record
+        self._best: dict[str, np.ndarray] = {}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything, copied to the host."""
+        """Everything, copied to the host.
+
+        The best epoch's weights are among it: in a file of their own they could be newer than the checkpoint that a
+        run continues from.
+        """
         weights = {f"weights/{variable.path}": variable.numpy() for variable in self._model.weights}
         optimizer = {f"optimizer/{name}": variable.numpy() for name, variable in self._update.state().items()}
-        return weights | optimizer | self._record.arrays()
+        best = {f"best/{name}": value for name, value in self._best.items()}
+        return weights | optimizer | best | self._record.arrays()
+
+    def keep_best(self) -> None:
+        """Remember the weights that the network has now as the best."""
+        self._best = {variable.path: variable.numpy() for variable in self._model.weights}
+
+    def take_best(self) -> None:
+        """Give the network the best weights."""
+        for variable in self._model.weights:
+            variable.assign(self._best[variable.path])
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up the arrays of a checkpoint. Raises UserError if they are another network's or optimizer's."""
         targets: dict[str, Any] = {f"weights/{variable.path}": variable for variable in self._model.weights}
         targets |= {f"optimizer/{name}": variable for name, variable in self._update.state().items()}
-        saved = {name for name in arrays if not name.startswith("epoch/")}
+        saved = {name for name in arrays if not name.startswith(("epoch/", "best/"))}
         if saved != set(targets):
             odd = sorted(saved ^ set(targets))
             raise UserError(
@@ -53,6 +68,7 @@ class TrainingState:
                 )
         for name, variable in targets.items():
             variable.assign(arrays[name])
+        self._best = {name.removeprefix("best/"): arrays[name] for name in arrays if name.startswith("best/")}
         self._record.restore(arrays)
 
     @contextlib.contextmanager
@@ -70,15 +86,3 @@ class TrainingState:
             yield
         finally:
             self._model.set_weights(before)
-
-
-def save_weights(model: keras.Model, path: Any) -> None:
-    """Write the weights by name to an open file or path, as npz."""
-    np.savez(path, **{variable.path: variable.numpy() for variable in model.weights})
-
-
-def load_weights(model: keras.Model, path: Any) -> None:
-    """Read what `save_weights` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        for variable in model.weights:
-            variable.assign(file[variable.path])

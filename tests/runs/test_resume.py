@@ -92,8 +92,49 @@ def test_killed_runs_end_with_the_same_bits(undisturbed: tuple[Path, Path], tmp_
     different = [name for name in expected if not np.array_equal(expected[name], received[name])]
     assert different == []
     assert without_speed(run) == without_speed(whole)
-    with np.load(whole / "best_weights.npz") as one, np.load(run / "best_weights.npz") as two:
-        assert all(np.array_equal(one[name], two[name]) for name in one.files)
+
+
+DIES_IN = """
+import os, sys
+from importlib import import_module
+module, name, call = import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+original, calls = getattr(module, name), []
+
+
+def dies(*args, **kwargs):
+    calls.append(name)
+    if len(calls) == call:
+        os.kill(os.getpid(), 9)
+    return original(*args, **kwargs)
+
+
+setattr(module, name, dies)
+from bloodcell_dist.train import main
+sys.exit(main(sys.argv[4:]))
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_the_worst_moments_change_nothing(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    """After the epoch is recorded but before its checkpoint, in mid-write, after training, in mid-report."""
+    whole, cache = undisturbed
+    run = tmp_path / "run"
+    moments = [
+        ("bloodcell_dist.data.cleaning_report", "atomic_write_json", 1),
+        ("bloodcell_dist.evaluation.epochs", "_line", 1),
+        ("bloodcell_dist.training.checkpoint", "atomic_write_json", 2),
+        ("bloodcell_dist.conclusion", "export_model", 1),
+        ("bloodcell_dist.conclusion", "atomic_write_json", 1),
+    ]
+    for module, name, call in moments:
+        arguments = [*command(run, cache)[3:], "--set", "checkpoint.keep=1", "--set", "checkpoint.every_steps=3"]
+        done = subprocess.run([sys.executable, "-c", DIES_IN, module, name, str(call), *arguments], timeout=300)
+        assert done.returncode == -signal.SIGKILL, (module, name)
+    finish(run, cache)
+    expected, received = final_arrays(whole), final_arrays(run)
+    assert [name for name in expected if not np.array_equal(expected[name], received[name])] == []
+    assert without_speed(run) == without_speed(whole)
+    assert (run / "cleaning.png").exists()
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ SETTINGS = (
 )
 FILES = (
     *("config.yaml", "environment.json", "log.txt", "metrics.jsonl", "result.json", "report.html", "model.keras"),
-    *("best_weights.npz", "cleaning.json", "cleaning.png", "run_id", "status.json", "tensorboard/val"),
+    *("data.json", "cleaning.json", "cleaning.png", "run_id", "status.json", "tensorboard/val"),
     *(f"plots/{name}.png" for name in ("curves", "confusion", "per_class", "class_counts", "mistakes")),
     *("checkpoints/step-00000020", "checkpoints/step-00000030"),
 )
@@ -115,8 +115,11 @@ def test_the_written_config_gives_the_same_run(finished: RunDir, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     other = RunDir(tmp_path / "run")
     assert load_settings(other.config) == load_settings(finished.config)
-    with np.load(other.best_weights) as one, np.load(finished.best_weights) as two:
-        assert all(np.array_equal(one[name], two[name]) for name in two.files)
+    assert other.data.read_text() == finished.data.read_text()
+    one, two = (run.checkpoints / "step-00000030" / "arrays.npz" for run in (other, finished))
+    with np.load(one) as ours, np.load(two) as theirs:
+        assert ours.files == theirs.files
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs.files)
 
 
 def test_model_loads_in_plain_keras(finished: RunDir, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ NAME = ROOT.name
 
 # A part imports itself and the layers before it, never a neighbour; within the first layer all may.
 LAYERS = (
-    {"", "errors", "logs", "randomness", "atomic", "history", "rundir", "settings", "config", "commandline"},
+    {"", "errors", "logs", "randomness", "locks", "atomic", "outputs", "history", "rundir", "settings", "config"}
+    | {"commandline"},
     {"cluster", "data", "augment", "models"},
     {"training", "resolve"},
     {"evaluation", "runtime"},

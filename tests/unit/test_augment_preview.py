@@ -36,6 +36,14 @@ def test_draws_a_grid_of_whole_groups(tmp_path, count, columns):
     assert height == pytest.approx(130 * (1.75 * 2 + 0.5), abs=2)
 
 
+@pytest.mark.parametrize("name", ["preview", "preview.xyz", "preview.jpg"])
+def test_whatever_its_name_it_is_a_png(tmp_path, name):
+    draw_preview(*some_cells(4), NAMES, "none", 1, tmp_path / name, steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with Image.open(tmp_path / name) as picture:
+        assert picture.format == "PNG"
+
+
 def test_real_cells_of_the_same_seed_give_the_same_picture(tmp_path, real_data):
     with np.load(real_data / "test_set.npz") as cells:
         images, labels = cells["images"][:8], cells["labels"][:8]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
+from bloodcell_dist.errors import UserError
 from bloodcell_dist.models.backbones import BACKBONES, build_classifier
 from bloodcell_dist.models.dropout import StatelessDropout
 
@@ -102,3 +104,15 @@ def test_raw_pictures_are_scaled_inside(backbone: str) -> None:
 def test_a_backbone_that_is_not_there_is_an_error() -> None:
     with pytest.raises(KeyError, match="resnet"):
         build("resnet")
+
+
+@pytest.mark.parametrize("size", [16, 31])
+def test_too_small_pictures_are_the_persons_mistake(size: int) -> None:
+    sizes: dict[str, Any] = {"image_size": size, "num_classes": 8, "dropout": 0.2, "total_steps": 10, "seed": 0}
+    message = (
+        f"data.image_size={size}: model.backbone=mobilenetv3small needs pictures of at least 32 pixels; "
+        "set data.image_size=32, or model.backbone=cnn"
+    )
+    with pytest.raises(UserError, match=f"^{message}$"):
+        build_classifier("mobilenetv3small", **sizes)
+    assert build_classifier("cnn", **sizes).output_shape == (None, 8)

@@ -1,8 +1,11 @@
 import errno
+import fcntl
 import json
+import logging
 import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from PIL import Image
 
 from bloodcell_dist.data.cache import cached
 from bloodcell_dist.data.dataset import ArrayDataset
+from bloodcell_dist.data.pairs_cache import find_pairs
+from bloodcell_dist.data.similarity import near_duplicates
 from bloodcell_dist.data.sources import load_dataset
 from bloodcell_dist.errors import UserError
 
@@ -136,6 +141,45 @@ def test_a_full_disk_is_said_before_anything_is_decoded(tmp_path, monkeypatch):
     assert the_files(tmp_path) == ["lock"]
 
 
+def test_a_quota_is_blamed_on_the_cache_not_on_the_cells(tmp_path, monkeypatch):
+    def over_quota(*_, **__):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=[0, 1, 2, 3, 4])
+    monkeypatch.setattr(np.lib.format, "open_memmap", over_quota)
+    expected = r"^data.cache_dir=.*/c cannot be used .Disk quota exceeded.; set data.cache_dir to .*, or to off$"
+    with pytest.raises(UserError, match=expected):
+        load_dataset("npz", tmp_path / "a.npz", image_size=8, cache_dir=tmp_path / "c")
+    assert the_files(tmp_path / "c") == ["lock"]
+
+
+@pytest.mark.parametrize("with_cache", [True, False])
+def test_cells_that_cannot_be_read_are_not_blamed_on_the_cache(tmp_path, with_cache):
+    def build(allocate):
+        allocate((4, 8, 8, 3))
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/cells")
+
+    with pytest.raises(UserError, match="^/data/cells: cannot be read .Input/output error.; check data.path"):
+        cached(tmp_path if with_cache else None, {}, build)
+
+
+def test_waiting_for_another_process_is_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    build = Builder()
+    cached(tmp_path, {}, build)
+    (lock,) = tmp_path.rglob("lock")
+    with ThreadPoolExecutor() as pool:
+        with lock.open("a") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            waiting = pool.submit(cached, tmp_path, {}, build)
+            deadline = time.monotonic() + 10
+            while "waits" not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not waiting.done()
+        assert waiting.result(10).num_examples == 5
+    assert f"waits for another process that decodes into {lock.parent}" in caplog.text
+
+
 def test_an_impossible_folder_is_one_message(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="data.cache_dir=.*/file/cache cannot be used .Not a directory"):
@@ -193,3 +237,42 @@ def test_npz_and_drawn_cells_are_cached_too(tmp_path):
         twice = [load(cache_dir=tmp_path / "c") for _ in range(2)]
         assert all(isinstance(found.images, np.memmap) for found in twice)
         assert {found.fingerprint() for found in twice} == {plain.fingerprint()}
+
+
+# ---- near-duplicates
+
+
+def similar() -> np.ndarray:
+    """Four pictures, the last a turned copy of the second."""
+    pictures = np.random.default_rng(3).integers(0, 256, (4, 24, 24, 3)).astype(np.uint8)
+    pictures[3] = np.rot90(pictures[1])
+    return pictures
+
+
+def test_pairs_are_kept_for_exactly_these_pictures(tmp_path):
+    pictures = similar()
+    for arguments in ((pictures,), (pictures, pictures[1:]), (pictures[1:], pictures), (pictures[1:],)):
+        fresh, kept = (find_pairs(tmp_path, *arguments) for _ in range(2))
+        assert kept == fresh == near_duplicates(*arguments) != []
+    assert len(the_files(tmp_path)) == 4
+
+
+def swap_pair(path: Path) -> None:
+    path.write_text(path.read_text().replace("1,", "2,", 1))
+
+
+@pytest.mark.parametrize("harm", [cut, swap_pair, lambda path: path.write_text("[]"), lambda path: path.write_text("")])
+def test_damaged_pairs_are_found_anew(tmp_path, caplog, harm):
+    find_pairs(tmp_path, similar())
+    (path,) = tmp_path.rglob("*.json")
+    whole = path.read_bytes()
+    harm(path)
+    assert find_pairs(tmp_path, similar()) == near_duplicates(similar())
+    assert f"{path} is damaged" in caplog.text
+    assert path.read_bytes() == whole
+
+
+def test_pairs_that_cannot_be_kept_are_a_warning(tmp_path, caplog):
+    (tmp_path / "near_duplicates").write_text("in the way")
+    assert find_pairs(tmp_path, similar()) == near_duplicates(similar())
+    assert "the next start will look again" in caplog.text

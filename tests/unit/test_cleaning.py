@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from bloodcell_dist.data.cleaning import ACROSS_CLASSES, DUPLICATE, MASS_COPY, clean
+from bloodcell_dist.data import cleaning_report
+from bloodcell_dist.data.cleaning import ACROSS_CLASSES, DUPLICATE, MASS_COPY, REASONS, TITLES, clean
 from bloodcell_dist.data.cleaning_report import draw_cleaning, write_cleaning_report
 from bloodcell_dist.data.dataset import ArrayDataset
 from bloodcell_dist.data.similarity import _describe, _hashes, near_duplicates, oriented
@@ -63,9 +64,11 @@ def test_a_picture_copied_ten_times_in_one_class_is_junk(copies, expected):
     assert len(found) == (copies if expected == {MASS_COPY} else copies - 1)
 
 
-def test_the_number_of_copies_is_a_choice():
-    picks = [(i, 1) for i in range(5)] + [(7, 1)] * 4
-    assert {reason for reason, _ in dropped(dataset_of(picks), mass_copies=4).values()} == {MASS_COPY}
+def test_the_summary_says_the_reasons_in_words():
+    picks = [(i, i % 3) for i in range(6)] + [(0, 0), (1, 1), (7, 0), (7, 1)]
+    words = "keeps 6 of 10 pictures (dropped: 2 exact duplicates, 2 same picture in several classes; near"
+    assert words in clean(dataset_of(picks)).summary()
+    assert set(TITLES) == set(REASONS)
 
 
 def test_a_class_balanced_by_copying_is_not_junk():
@@ -114,6 +117,20 @@ def test_pictures_that_are_not_square_are_compared_upright_and_mirrored():
     images = np.ascontiguousarray(blobs(4)[:, :20])
     images[3] = images[1, ::-1]
     assert [(pair.first, pair.second, pair.orientation) for pair in near_duplicates(images)] == [(1, 3, 6)]
+
+
+def test_between_two_sets_the_same_pairs_are_found_as_in_both_together():
+    mine, theirs = blobs(7), blobs(5, seed=1)
+    mine[6] = jpeg(mine[2], 90)  # within one set: not asked for
+    theirs[4], theirs[1] = jpeg(oriented(mine[2:3], 3)[0], 90), jpeg(oriented(mine[5:6], 6)[0], 90)
+    together = [
+        (pair.first, pair.second - 7, pair.orientation, pytest.approx(pair.distance, abs=1e-6))
+        for pair in near_duplicates(np.concatenate([mine, theirs]))
+        if pair.first < 7 <= pair.second
+    ]
+    found = [(pair.first, pair.second, pair.orientation, pair.distance) for pair in near_duplicates(mine, theirs)]
+    assert [pair[:3] for pair in found] == [(2, 4, 3), (5, 1, 6), (6, 4, 3)]
+    assert found == together
 
 
 def test_the_distance_is_a_choice():
@@ -178,6 +195,19 @@ def test_the_report_lists_and_pictures_what_was_removed(tmp_path):
     assert "2 dropped, 2 classes\nfirst: slide/cell1.png" in shown
     assert "1 dropped, a\nkept: slide/cell0.png" in shown
     assert "group 1: c\n…slide/cell17.png"[-15:] in shown[-1]
+
+
+def test_a_report_that_was_cut_short_is_not_taken_for_done(tmp_path, monkeypatch):
+    """cleaning.json says that the report is there, so it comes last."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    dataset = dataset_of([(0, 0), (1, 1)])
+    monkeypatch.setattr(cleaning_report, "draw_cleaning", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_cleaning_report(clean(dataset), dataset, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_report_says_when_nothing_was_removed(tmp_path):

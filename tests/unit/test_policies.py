@@ -95,6 +95,18 @@ def test_compiled_equals_eager(policies, batch, name):
         assert_same([part.numpy() for part in got], run(policy, batch, step=step))
 
 
+@pytest.mark.parametrize("size", [16, 17])
+def test_seed_takes_the_smallest_pictures(size):
+    policy = build_policy("seed", image_size=size, num_classes=CLASSES)
+    images = tf.random.stateless_uniform([8, size, size, 3], [1, 2], 0, 255)
+    labels = tf.one_hot(np.arange(8) % CLASSES, CLASSES)
+    call = tf.function(policy, autograph=False)  # traces every mixing layer, where eager calls run the chosen one
+    for step in range(4):
+        mixed, soft = call(images, labels, 7, tf.constant(step), tf.range(8))
+        assert mixed.shape == images.shape and np.isfinite(mixed).all()
+        np.testing.assert_allclose(np.sum(soft, axis=1), 1.0, atol=1e-6)
+
+
 @pytest.fixture
 def deterministic():
     tf.config.experimental.enable_op_determinism()
@@ -142,18 +154,14 @@ def test_magnitude_scales_the_strength(batch, name):
 
 
 def test_groups(policies):
-    assert [(policies[name].needs_groups, policies[name].group_size) for name in POLICY_NAMES] == [
-        (False, 1),
-        (False, 1),
-        (True, 4),
-    ]
+    assert [policies[name].group_size for name in POLICY_NAMES] == [1, 1, 4]
     assert all(policy.deterministic for policy in policies.values())
 
 
 @pytest.mark.parametrize("name", ["light", "seed"])
 def test_stock_engine_runs_the_same_policy_but_promises_nothing(batch, name):
     policy = build_policy(name, engine="kerascv", image_size=SIZE, num_classes=CLASSES)
-    assert not policy.deterministic and not policy.needs_groups
+    assert not policy.deterministic and policy.group_size == 1
 
     @tf.function
     def call(images, labels, step, positions):

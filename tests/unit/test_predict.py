@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from bloodcell_dist.errors import UserError
 from bloodcell_dist.evaluation.predict import make_forward, padded_batches, predict
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (401, 8, 8, 3), dtype=np.uint8)
@@ -89,3 +90,16 @@ def test_new_weights_are_seen_without_tracing_again(model: keras.Model) -> None:
     assert np.abs(before - after).max() > 1e-4
     np.testing.assert_array_equal(predict(forward, IMAGES[:20], 8), before)
     assert forward.experimental_get_tracing_count() == 1
+
+
+def test_small_sets_of_many_sizes_share_their_traces(model: keras.Model) -> None:
+    forward: Any = make_forward(model, logits=True, xla=False)
+    whole = predict(forward, IMAGES[:10], 10)
+    for count in range(1, 11):
+        np.testing.assert_allclose(predict(forward, IMAGES[:count], 10), whole[:count], rtol=1e-5)
+    assert forward.experimental_get_tracing_count() == 5  # batches of 1, 2, 4, 8 and the full 10
+
+
+def test_no_pictures_are_the_persons_mistake() -> None:
+    with pytest.raises(UserError, match="there are no pictures to predict: the set is empty; give at least one"):
+        predict(lambda images: images, IMAGES[:0], 8)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bloodcell_dist.data import pairs_cache
 from bloodcell_dist.data.dataset import ArrayDataset
 from bloodcell_dist.data.prepare import Prepared, Source, prepare
 from bloodcell_dist.errors import UserError
@@ -115,19 +118,125 @@ def test_max_examples_is_for_each_set_and_even(tmp_path: Path) -> None:
     assert len(shown(found.train)) == 40
 
 
-def test_test_cells_are_taken_out_of_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_test_cells_neither_train_nor_choose_the_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mine, theirs = pictures(80, 0), pictures(16, 1)
     theirs[:8] = mine[:8]
     cells = source(
         npz(tmp_path / "a.npz", np.arange(80) % 8, images=mine),
         npz(tmp_path / "t.npz", np.arange(16) % 8, images=theirs),
     )
-    found = run(cells)
-    assert not shown(found.train) & shown(found.test)
+    for seed in range(3):
+        found = run(cells, seed=seed)
+        assert not (shown(found.train) | shown(found.val)) & shown(found.test)
+        assert found.test is not None and found.test.num_examples == 16
+        assert found.dropped == {"also in the test set": 8}
+        assert found.train.num_examples + found.val.num_examples + 8 == 80
+    assert "8 cells are also in the test set (0, 1, 2, …); they are left out" in caplog.text
+
+
+def smooth(count: int, seed: int) -> np.ndarray:
+    """Smooth pictures, as cells are, uint8 [count, 96, 96, 3]."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 6, 6, 3), np.uint8)
+    return np.stack([np.asarray(Image.fromarray(picture).resize((96, 96), 3)) for picture in coarse])
+
+
+def jpeg(picture: np.ndarray) -> np.ndarray:
+    stored = io.BytesIO()
+    Image.fromarray(picture).save(stored, "JPEG", quality=50)
+    return np.asarray(Image.open(stored))
+
+
+CHANGES = pytest.mark.parametrize(
+    "change",
+    [jpeg, np.rot90, lambda picture: np.roll(picture, 1, axis=0), lambda picture: jpeg(picture[:, ::-1])],
+    ids=["jpeg", "rotated", "shifted", "mirrored jpeg"],
+)
+
+
+@CHANGES
+def test_near_duplicates_of_test_cells_are_left_out_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    mine, theirs = smooth(40, 0), smooth(16, 1)
+    theirs[:5] = [change(picture) for picture in mine[3:8]]
+    theirs[5] = mine[8]
+    cells = source(
+        npz(tmp_path / "a.npz", np.arange(40) % 8, images=mine),
+        npz(tmp_path / "t.npz", np.arange(16) % 8, images=theirs),
+        image_size=96,
+    )
+    found = run(cells, group_near_duplicates=True)
+    assert found.dropped == {"also in the test set": 1, "near-duplicates of test cells": 5}
+    assert found.train.num_examples + found.val.num_examples == 34
+    assert not shown(found.loaded.take(range(3, 9))) & (shown(found.train) | shown(found.val))
     assert found.test is not None and found.test.num_examples == 16
-    lost = 64 - found.train.num_examples
-    assert 0 < lost <= 8
-    assert f"{lost} training cells are also in the test set; they are left out of training" in caplog.text
+    (line,) = [record.getMessage() for record in caplog.records if "near" in record.getMessage()]
+    assert line == "5 cells are near-duplicates of test cells (3 like 0, 4 like 1, 5 like 2, …); they are left out"
+    assert run(cells, group_near_duplicates=False).dropped == {"also in the test set": 1}
+
+
+@CHANGES
+def test_near_duplicates_of_a_source_s_own_held_out_cells_leave_training(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    parts = {"train": smooth(40, 0), "val": smooth(16, 1), "test": smooth(16, 2)}
+    parts["val"][0], parts["test"][0] = change(parts["train"][3]), change(parts["train"][4])
+    images = {f"{name}_images": cells for name, cells in parts.items()}
+    labels = {f"{name}_labels": np.arange(len(cells)) % 8 for name, cells in parts.items()}
+    np.savez(tmp_path / "blood.npz", **images, **labels)
+    found = run(source(tmp_path / "blood.npz", image_size=96), group_near_duplicates=True)
+    assert found.dropped == {"near-duplicates of validation cells": 1, "near-duplicates of test cells": 1}
+    assert found.test is not None
+    assert [cells.num_examples for cells in (found.train, found.val, found.test)] == [38, 16, 16]
+
+
+def test_training_on_turned_test_cells_is_refused(tmp_path: Path) -> None:
+    mine = smooth(32, 0)
+    test = npz(tmp_path / "t.npz", np.arange(32) % 8, images=mine[:, ::-1])
+    with pytest.raises(UserError, match="every training cell is also in the test set or nearly so"):
+        run(
+            source(npz(tmp_path / "a.npz", np.arange(32) % 8, images=mine), test, image_size=96),
+            group_near_duplicates=True,
+        )
+
+
+def test_names_labels_and_groups_stay_with_their_pictures(tmp_path: Path) -> None:
+    mine, theirs = pictures(88, 0), pictures(16, 1)
+    mine[80:] = mine[0]  # in every class: removed by cleaning
+    theirs[:8] = mine[8:16]  # left out for the test set
+    patients = np.arange(88) // 2
+    path = npz(tmp_path / "a.npz", np.arange(88) % 8, images=mine, patients=patients)
+    test = npz(tmp_path / "t.npz", np.arange(16) % 8, images=theirs)
+    found = run(source(path, test, group_column="patients"))
+    assert (found.cleaning and len(found.cleaning.removed), found.dropped) == (9, {"also in the test set": 8})
+    for cells in (found.train, found.val):
+        assert cells.names is not None
+        places = np.array([int(name) for name in cells.names])
+        np.testing.assert_array_equal(cells.images, mine[places])
+        np.testing.assert_array_equal(cells.labels, places % 8)
+        assert cells.groups is not None
+        np.testing.assert_array_equal(cells.groups, patients[places])
+
+
+def test_what_is_known_of_near_duplicates_is_not_searched_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = smooth(40, 0), smooth(16, 1)
+    mine[39], theirs[0] = jpeg(mine[1]), jpeg(mine[2])
+    cells = source(
+        npz(tmp_path / "a.npz", np.arange(40) % 8, images=mine),
+        npz(tmp_path / "t.npz", np.arange(16) % 8, images=theirs),
+        image_size=96,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    first = run(cells, group_near_duplicates=True)
+    monkeypatch.delattr(pairs_cache, "near_duplicates")
+    again = run(cells, group_near_duplicates=True)
+    for one, other in ((first.train, again.train), (first.val, again.val)):
+        assert one.fingerprint() == other.fingerprint()
+    assert first.cleaning is not None and again.cleaning is not None
+    assert first.cleaning.near_pairs == again.cleaning.near_pairs != ()
+    assert first.dropped == again.dropped == {"near-duplicates of test cells": 1}
 
 
 def test_training_on_the_test_set_is_refused(tmp_path: Path) -> None:
@@ -140,7 +249,7 @@ def test_a_class_that_is_all_in_the_test_set_is_named(tmp_path: Path) -> None:
     mine = pictures(80, 0)
     labels = np.arange(80) % 8
     test = npz(tmp_path / "t.npz", labels[labels == 3], images=mine[labels == 3])
-    with pytest.raises(UserError, match="no training cells of class ig; add some, or leave the class out"):
+    with pytest.raises(UserError, match="class 'ig' has 0 examples in 0 separate groups"):
         run(source(npz(tmp_path / "a.npz", labels, images=mine), test))
 
 
@@ -153,7 +262,8 @@ def test_duplicates_across_the_split_are_taken_out_without_cleaning_too(
     assert found.cleaning is None
     assert found.val.num_examples == 16
     assert not shown(found.train) & shown(found.val)
-    assert "training cells are also in the validation set" in caplog.text
+    assert "cells are also in the validation set" in caplog.text
+    assert found.train.num_examples + found.val.num_examples + sum(found.dropped.values()) == 80
 
 
 def test_cleaning_comes_before_the_split(tmp_path: Path) -> None:
@@ -280,3 +390,5 @@ def test_real_contaminated_cells(real_data: Path, caplog: pytest.LogCaptureFixtu
     assert found.test is not None
     assert found.test.num_examples == len(np.load(real_data / "test_set.npz")["labels"])
     assert not shown(found.train) & (shown(found.val) | shown(found.test))
+    assert not shown(found.val) & shown(found.test)
+    assert found.dropped == {}

@@ -22,7 +22,7 @@ from bloodcell_dist.evaluation import report
 from bloodcell_dist.evaluation.metrics import SplitScores, score_split
 from bloodcell_dist.evaluation.plots import plot_confusion, plot_curves
 from bloodcell_dist.evaluation.report import Removed, ReportInputs, render_report, write_report
-from bloodcell_dist.evaluation.result import ModelScores, build_result
+from bloodcell_dist.evaluation.result import ModelScores, build_result, summary
 from bloodcell_dist.settings import BLOOD_CELLS, METRICS
 
 HOSTILE = '<script>alert("1")</script>&\'"'
@@ -151,6 +151,17 @@ def test_an_unknown_split_is_refused() -> None:
         ModelScores(0, 1, {"validation": scores(0.9)})
 
 
+@pytest.mark.parametrize(
+    ("test", "line"),
+    [
+        (0.9, r"best epoch 12 on the test set: accuracy 0.9000 \(95% interval 0.8\d+ to 0.9\d+\), macro-F1 0.\d{4}"),
+        (None, r"best epoch 12 on the validation set \(split off the training cells\): accuracy 0.9800 .*"),
+    ],
+)
+def test_the_summary_names_the_set_and_claims_no_more(test: float | None, line: str) -> None:
+    assert re.fullmatch(line, summary(make_result(test=test)))
+
+
 # ---- report.html
 
 
@@ -224,11 +235,30 @@ def test_without_a_test_set_the_validation_figures_are_called_so() -> None:
     [
         ({"removed": []}, "Nothing had to be removed"),
         ({"removed": [], "cleaned": False}, "Cleaning was turned off ( data.clean: false )"),
+        ({"near_groups": [4, 2, 2], "removed": []}, "Nothing had to be removed"),
+        ({"near_groups": [4, 2, 2], "removed": []}, "8 pictures in 3 groups, the largest of 4. Each group lies on one"),
+        ({"near_groups": [1200]}, "1,200 pictures in 1 group, the largest of 1,200."),
+        (
+            {"dropped": {"also in the test set": 1200, "near-duplicates of test cells": 3}},
+            "nothing held out is learnt from: 1,200 also in the test set, 3 near-duplicates of test cells.",
+        ),
         ({"notes": ["Cut short by train.max_steps."]}, "Cut short by train.max_steps."),
     ],
 )
 def test_what_was_done_with_the_data_is_said(changed: dict[str, Any], expected: str) -> None:
     assert expected in page_of(**changed).text
+
+
+def test_what_was_not_found_is_not_mentioned() -> None:
+    assert "Near-duplicates" not in page_of().text
+    assert "Left out besides" not in page_of().text
+
+
+def test_the_cleaning_picture_is_shown_even_if_nothing_was_removed(tmp_path: Path) -> None:
+    (tmp_path / "cleaning.png").write_bytes(b"png")
+    page = page_of(removed=[], near_groups=[2], pictures={"cleaning": tmp_path / "cleaning.png"})
+    (picture,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert picture["alt"] == "Pictures that cleaning removed or kept together"
 
 
 def test_text_from_outside_is_escaped() -> None:
@@ -244,6 +274,7 @@ def test_text_from_outside_is_escaped() -> None:
         class_counts={HOSTILE: [1] * 8},
         removed=[Removed(HOSTILE, 1, HOSTILE)],
         test_source=HOSTILE,
+        dropped={HOSTILE: 1},
         notes=[HOSTILE],
     )
     assert "script" not in {tag for tag, _ in page.tags}

@@ -251,13 +251,6 @@ def make_below_a_file(path: Path) -> Path:
     return make_file(path) / "run"
 
 
-def make_unwritable(path: Path) -> Path:
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    path.mkdir(mode=0o500)
-    return path
-
-
 def make_where_nothing_can_be(path: Path) -> Path:
     return Path("/proc/self/run")  # not even root can make a folder there
 
@@ -267,7 +260,6 @@ def make_where_nothing_can_be(path: Path) -> Path:
     [
         (make_file, "File exists"),
         (make_below_a_file, "Not a directory"),
-        (make_unwritable, "Permission denied"),
         (make_where_nothing_can_be, "No such file or directory"),
     ],
 )
@@ -280,6 +272,26 @@ def test_what_cannot_be_a_run_folder_gets_one_message(
     assert str(caught.value) == (
         f"{path}: cannot be used as a run folder ({reason}); give a folder that you may write to"
     )
+
+
+@contextmanager
+def as_somebody() -> Iterator[None]:
+    """Root may write everywhere, so while inside it is nobody."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize("attempt", [RunDir.create, RunDir.check])
+def test_a_folder_without_permission_gets_one_message(tmp_path: Path, attempt: Callable[[RunDir], None]) -> None:
+    path = tmp_path / "x"
+    path.mkdir(mode=0o500)
+    with as_somebody(), pytest.raises(UserError, match=r"x: cannot be used as a run folder \(Permission denied\)"):
+        attempt(RunDir(path))
 
 
 def test_a_folder_that_is_no_run_has_no_id(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from bloodcell_dist.config import load_settings, replace
+from bloodcell_dist.data.dataset import ArrayDataset
+from bloodcell_dist.data.prepare import Prepared
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.resolve import Machine
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.settings import Settings
-from bloodcell_dist.start import default_cache, found_run, load_data, open_run, run_folder, settle
+from bloodcell_dist.start import begin_run, check_cells, default_cache, load_data, open_run, run_folder, settle
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,16 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BLOODCELL_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def cells(seed: int) -> Prepared:
+    """Twelve small cells as all three sets."""
+    images = np.random.default_rng(seed).integers(0, 256, (12, 16, 16, 3), np.uint8)
+    dataset = ArrayDataset(images, np.arange(12) % 2, ("a", "b"))
+    return Prepared(dataset, dataset, dataset, dataset, None)
+
+
+CELLS = cells(0)
 
 
 def settings_of(*overrides: str) -> tuple[Settings, Settings]:
@@ -41,7 +53,7 @@ def begun(path: Path, *overrides: str) -> Iterator[RunDir]:
     run = RunDir(path)
     with contextlib.ExitStack() as stack:
         assert open_run(stack, run, given, settings) == (settings, False)
-        found_run(stack, run, settings)
+        begin_run(stack, run, settings, CELLS)
         yield run
 
 
@@ -74,6 +86,15 @@ def test_another_machine_finds_the_same_folder() -> None:
     there = replace(here, {"train.precision": "mixed_bfloat16", "train.xla": "on", "train.epochs": 30})
     moved = replace(given, {"data.cache_dir": "/scratch/18"})
     assert run_folder(None, given, here, False) == run_folder(None, moved, there, False)
+
+
+def test_copied_cells_find_the_same_folder(tmp_path: Path) -> None:
+    folders = set()
+    for job in ("17", "18"):
+        (tmp_path / job).mkdir()
+        np.savez(tmp_path / job / "cells.npz", images=CELLS.train.images, labels=CELLS.train.labels)
+        folders.add(run_folder(None, *settings_of(f"data.path={job}/cells.npz", "data.test_path=t.npz"), False).path)
+    assert len(folders) == 1
 
 
 def test_debug_runs_have_folders_of_their_own() -> None:
@@ -114,6 +135,44 @@ def test_a_run_is_not_continued_with_other_settings(tmp_path: Path) -> None:
     assert load_settings(tmp_path / "run" / "config.yaml").train.seed == 3
 
 
+@pytest.mark.parametrize("setting", ["checkpoint.keep=1", "checkpoint.every_steps=7", "evaluate.bootstrap=0"])
+def test_what_does_not_touch_the_training_may_change(tmp_path: Path, setting: str) -> None:
+    with begun(tmp_path / "run"):
+        pass
+    key, value = setting.split("=")
+    settings = go_on(tmp_path / "run", setting)
+    section, name = key.split(".")
+    assert getattr(getattr(settings, section), name) == int(value)
+    assert load_settings(tmp_path / "run" / "config.yaml") == settings
+
+
+def test_other_cells_are_refused_even_before_the_first_checkpoint(tmp_path: Path) -> None:
+    with begun(tmp_path / "run") as run:
+        check_cells(run, CELLS)
+        with pytest.raises(UserError, match="the training cells are not those this run began with .12 examples, SHA"):
+            check_cells(run, cells(1))
+
+
+@pytest.mark.parametrize(("asked", "cached"), [("off", False), ("mine", True)])
+def test_the_cache_can_be_turned_off(tmp_path: Path, asked: str, cached: bool) -> None:
+    np.savez(tmp_path / "a.npz", images=np.concatenate([CELLS.train.images] * 2) ^ 1, labels=np.arange(24) % 8)
+    _, settings = settings_of("data.path=a.npz", "data.image_size=16", f"data.cache_dir={asked}", "data.clean=false")
+    load_data(settings)
+    assert (tmp_path / "mine").exists() is cached
+    assert not (tmp_path / "off").exists() and not (tmp_path / "cache").exists()
+
+
+def test_a_home_that_cannot_be_written_to_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    np.savez(tmp_path / "a.npz", images=CELLS.train.images, labels=np.arange(12) % 2)
+    _, settings = settings_of("data.path=a.npz", "data.class_names=[a, b]", "data.image_size=16")
+    assert load_data(settings).train.num_examples > 0
+    assert "cannot hold a cache" in caplog.text
+
+
 def test_a_living_run_is_left_alone(tmp_path: Path) -> None:
     with begun(tmp_path / "run"), pytest.raises(UserError, match="this run is in use by process"):
         go_on(tmp_path / "run")
@@ -124,9 +183,9 @@ def test_of_two_that_begin_at_once_one_begins(tmp_path: Path) -> None:
     settings = settings_of()[1]
     in_use = pytest.raises(UserError, match="this run is in use by process")
     with begun(tmp_path / "run") as run, contextlib.ExitStack() as stack, in_use:
-        found_run(stack, run, settings)
+        begin_run(stack, run, settings, CELLS)
     with contextlib.ExitStack() as stack, pytest.raises(UserError, match="another process began this run"):
-        found_run(stack, run, settings)
+        begin_run(stack, run, settings, CELLS)
 
 
 def test_a_folder_with_other_things_is_refused_at_once(tmp_path: Path) -> None:
@@ -177,7 +236,7 @@ def test_every_setting_of_the_cells_is_used(tmp_path: Path) -> None:
     data = load_data(settings)
     assert data.cleaning is not None and len(data.cleaning.removed) == 11
     assert (data.train.num_examples, data.test and data.test.num_examples) == (16, 16)
-    assert len(list((tmp_path / "mine").iterdir())) == 2
+    assert len(list((tmp_path / "mine").glob("*/images.npy"))) == 2
 
 
 def test_the_seed_decides_the_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from bloodcell_dist.training.checkpoint import Checkpoints
 from bloodcell_dist.training.optimizers import make_rule
 from bloodcell_dist.training.record import EpochRecord
 from bloodcell_dist.training.replication import SingleDevice
-from bloodcell_dist.training.state import TrainingState, load_weights, save_weights
+from bloodcell_dist.training.state import TrainingState
 from bloodcell_dist.training.step import StepOutput
 from bloodcell_dist.training.update import Update
 
@@ -152,9 +152,16 @@ def test_weights_that_are_not_finite_come_back_too() -> None:
     assert run.model.get_layer("norm").moving_mean.numpy().tobytes() == before
 
 
-def test_weights_are_saved_and_loaded_by_name(tmp_path: Path) -> None:
-    run, other = Run().advance(range(3)), Run(seed=1)
-    save_weights(run.model, tmp_path / "w.npz")
-    load_weights(other.model, tmp_path / "w.npz")
-    for ours, theirs in zip(run.model.get_weights(), other.model.get_weights(), strict=True):
+def test_the_best_weights_travel_with_the_checkpoint() -> None:
+    run = Run().advance(range(3))
+    best = run.model.get_weights()
+    run.state.keep_best()
+    run.advance(range(3, 5))
+    arrays = run.state.arrays()
+
+    other = Run(seed=1)
+    other.state.restore(arrays)
+    assert_same(other.state.arrays(), arrays)
+    other.state.take_best()
+    for ours, theirs in zip(other.model.get_weights(), best, strict=True):
         np.testing.assert_array_equal(ours, theirs)

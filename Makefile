@@ -14,6 +14,9 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 # Debian's Python comes without ensurepip, and so cannot make an environment, until python3-venv is installed.
 PROBE := import sys; assert (3, 11) <= sys.version_info < (3, 13) $(if $(UV),,; import ensurepip)
 
+# Two processes, a file of tests at a time: what a file builds once is shared by its tests.
+WORKERS ?= -n 2 --dist loadfile
+
 .PHONY: help venv demo test fast lint format lock clean
 
 help: ## list these commands
@@ -26,10 +29,10 @@ demo: $(INSTALLED) ## train on the built-in synthetic cells and write a report (
 	@echo "The report: $(DEMO)/report.html"
 
 test: lint ## all checks and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 fast: $(INSTALLED) ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not multiprocess and not slurm and not gpu"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not multiprocess and not slurm and not gpu"
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

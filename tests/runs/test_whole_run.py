@@ -16,6 +16,8 @@ from bloodcell_dist.history import read_metrics
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.settings import METRICS
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = (
     "data.source=synthetic",
     "data.synthetic_examples=400",
@@ -109,7 +111,6 @@ def test_other_settings_are_refused(finished: RunDir, capsys: pytest.CaptureFixt
     assert "started with train.epochs=3, now train.epochs=9" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_written_config_gives_the_same_run(finished: RunDir, tmp_path: Path) -> None:
     done = train(tmp_path / "run", "--config", str(finished.config))
     assert done.returncode == 0, done.stderr

@@ -47,6 +47,7 @@ def expected(model: keras.Model) -> np.ndarray:
     return probabilities
 
 
+@pytest.mark.slow
 def test_plain_keras_in_a_fresh_process_gives_the_same_probabilities(
     tmp_path: Path, model: keras.Model, expected: np.ndarray
 ) -> None:

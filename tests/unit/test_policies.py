@@ -114,6 +114,7 @@ def deterministic():
     tf_config.disable_op_determinism()
 
 
+@pytest.mark.slow
 def test_compiles_inside_a_deterministic_gradient_function(batch, deterministic):
     policy = build_policy("seed", image_size=SIZE, num_classes=CLASSES)
     weights = tf.Variable(tf.fill([3, CLASSES], 0.01))

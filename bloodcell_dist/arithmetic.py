@@ -37,9 +37,9 @@ class Arithmetic:
         """`global batch 64 = 32 per replica x 2 replicas x 1 accumulation steps; …`."""
         return (
             f"{self.plan.examples_per_epoch} examples per epoch; global batch {self.plan.global_batch_size} = "
-            f"{self.per_replica_batch_size} per replica x {self.num_replicas} replicas x "
-            f"{self.accumulate_steps} accumulation steps; {self.plan.steps_per_epoch} steps per epoch, "
-            f"{self.length.epochs} epochs, {self.length.total_steps} steps"
+            f"{self.per_replica_batch_size} per replica x {_count(self.num_replicas, 'replica')} x "
+            f"{_count(self.accumulate_steps, 'accumulation step')}; {self.plan.steps_per_epoch} steps per epoch, "
+            f"{_count(self.length.epochs, 'epoch')}, {_count(self.length.total_steps, 'step')}"
         )
 
 
@@ -69,13 +69,18 @@ def work_out(settings: Settings, labels: np.ndarray, num_replicas: int) -> Arith
     )
 
 
+def _count(number: int, name: str) -> str:
+    """`1 replica`, `2 replicas`."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
 def _per_replica_batch_size(size: int, num_replicas: int, accumulate_steps: int) -> int:
     parts = num_replicas * accumulate_steps
     if size % parts:
         lower = size // parts * parts
         good = " or ".join(str(value) for value in (lower, lower + parts) if value)
         raise UserError(
-            f"train.global_batch_size={size} is not divisible by {num_replicas} replicas x "
+            f"train.global_batch_size={size} is not divisible by {_count(num_replicas, 'replica')} x "
             f"optimizer.accumulate_steps={accumulate_steps}; use {good}"
         )
     return size // parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -65,6 +66,9 @@ def run_command(command: Callable[[], None], show_traceback: bool) -> int:
     """Run a command; its exit status. An ending is one message on standard error, below a traceback if wanted."""
     try:
         command()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has had enough; exit quietly too
+        return 1
     except (RunEnded, OSError) as error:
         disk_full = not isinstance(error, RunEnded)
         if disk_full and exit_status_of(error) == 1:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def conclude(session: Session) -> None:
     """Leave model.keras, the plots, report.html and, last, result.json, which says that the run is finished."""
     settings, run, data = session.settings, session.run, session.data
-    log.info("measures the best and the last model")
+    log.info("measuring the best and the last model")
     resamples, seed = settings.evaluate.bootstrap, settings.train.seed
     measured = measure(run, session.evaluation, data, session.standing, resamples=resamples, seed=seed)
     export_model(session.model, run.model)

@@ -89,7 +89,7 @@ def test_it_learned(finished: RunDir) -> None:
 def test_says_its_choices_and_its_arithmetic(finished: RunDir) -> None:
     printed = (finished.path.parent / "printed").read_text()
     assert "train.precision = float32: no GPU here" in printed
-    assert "global batch 40 = 40 per replica x 1 replicas x 1 accumulation steps" in printed
+    assert "global batch 40 = 40 per replica x 1 replica x 1 accumulation step" in printed
     assert "10 steps per epoch, 3 epochs, 30 steps" in printed
     for line in printed.splitlines():
         assert line in finished.log.read_text()

@@ -13,7 +13,7 @@ LABELS = np.repeat(np.arange(4), [10, 20, 30, 40])
 @pytest.mark.parametrize(
     ("overrides", "num_replicas", "line"),
     [
-        (["train.epochs=3", "train.global_batch_size=32"], 1, "global batch 32 = 32 per replica x 1 replicas x 1 acc"),
+        (["train.epochs=3", "train.global_batch_size=32"], 1, "global batch 32 = 32 per replica x 1 replica x 1 acc"),
         (["train.epochs=3", "train.global_batch_size=32"], 4, "global batch 32 = 8 per replica x 4 replicas x 1 acc"),
         (["train.epochs=3", "train.global_batch_size=32"], 4, "3 steps per epoch, 3 epochs, 9 steps"),
         (
@@ -24,7 +24,7 @@ LABELS = np.repeat(np.arange(4), [10, 20, 30, 40])
         (
             ["train.epochs=2", "train.global_batch_size=32", "data.balance=oversample", "data.target_per_class=40"],
             1,
-            "160 examples per epoch; global batch 32 = 32 per replica x 1 replicas x 1 accumulation steps; 5 steps per",
+            "160 examples per epoch; global batch 32 = 32 per replica x 1 replica x 1 accumulation step; 5 steps per",
         ),
         (["train.epochs=9", "train.global_batch_size=32", "train.max_steps=7"], 1, "3 epochs, 7 steps"),
     ],

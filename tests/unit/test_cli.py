@@ -35,7 +35,7 @@ def stopped(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), ("train", "evaluate", "predict", "data")),
+        ((), ("train", "evaluate", "predict", "settings", "data")),
         (("train",), ("--config", "--set KEY=VALUE", "--run-dir", "--debug", "--eager", "--traceback")),
         (("evaluate",), ("RUN", "--data PATH", "--out DIR", "--traceback")),
         (("predict",), ("RUN", "INPUT", "--out CSV", "--traceback")),
@@ -108,3 +108,10 @@ def test_the_module_is_the_command() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "invalid choice: 'nonsense'" in ended.stderr
+
+
+def test_a_reader_that_has_had_enough_gets_no_traceback() -> None:
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from bloodcell_dist.cli import main; sys.exit(main())"
+    pipe = f"'{sys.executable}' -c \"$0\" settings | true"
+    done = subprocess.run(["bash", "-c", pipe, program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr == ""

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bloodcell_dist.config import differences, dump_yaml, load_settings, read_yaml, replace
+from bloodcell_dist.config import describe_settings, differences, dump_yaml, load_settings, read_yaml, replace
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.settings import Settings
 
@@ -211,6 +211,7 @@ words = st.sampled_from(
 )
 
 
+@example(class_names=["X\r\\", "\x85"], rate=1.0, seed=0)
 @given(
     class_names=names | st.lists(words, min_size=2, unique=True), rate=st.floats(1e-12, 1e12), seed=st.integers(0, 9)
 )
@@ -228,3 +229,12 @@ def test_other_programs_read_the_same(tmp_path: Path) -> None:
     """Text that YAML 1.1 reads as something else is quoted."""
     settings = load_settings(None, ["train.xla=off", "data.class_names=[no, '1:30']"])
     assert yaml.safe_load(dump_yaml(settings)) == read_yaml(write(tmp_path, dump_yaml(settings)))
+
+
+def test_every_setting_is_described() -> None:
+    lines = list(describe_settings())
+    keys = [line.split(":")[0].strip() for line in lines if line.startswith("  ")]
+    sections = type(Settings()).model_fields
+    assert len(keys) == sum(len(type(getattr(Settings(), section)).model_fields) for section in sections)
+    assert not [line for line in lines if line.endswith("None")]
+    assert any(line.startswith("  train.xla: auto ") and "parts" in line for line in lines)

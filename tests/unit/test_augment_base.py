@@ -74,6 +74,7 @@ def test_survives_its_configuration(layer, batch):
     np.testing.assert_array_equal(twin.transform(images, labels, draws)[0], layer.transform(images, labels, draws)[0])
 
 
+@pytest.mark.slow
 def test_in_a_tf_data_pipeline_among_kerascv_layers(batch):
     pipeline = keras.Sequential([keras_cv.layers.RandomFlip(), *LAYERS, keras_cv.layers.RandomBrightness(0.1)])
     dataset = tf.data.Dataset.from_tensor_slices(batch).batch(BATCH)

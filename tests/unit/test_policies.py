@@ -159,6 +159,7 @@ def test_groups(policies):
     assert all(policy.deterministic for policy in policies.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["light", "seed"])
 def test_stock_engine_runs_the_same_policy_but_promises_nothing(batch, name):
     policy = build_policy(name, engine="kerascv", image_size=SIZE, num_classes=CLASSES)

@@ -40,6 +40,7 @@ def npz(path: Path, seed: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_cells_of_the_same_name_do_not_overwrite_each_other(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

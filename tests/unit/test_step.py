@@ -100,6 +100,7 @@ def gradients() -> Gradients:
     return fresh()
 
 
+@pytest.mark.slow
 def test_outputs_are_per_example_and_float32(gradients: Gradients) -> None:
     found, losses, probabilities = call(gradients)
     assert [gradient.shape for gradient in found] == [tuple(w.shape) for w in network().trainable_variables]
@@ -149,6 +150,7 @@ def test_slices_of_the_global_batch_sum_to_the_whole(slices: int, compile: Compi
     np.testing.assert_allclose(np.concatenate([part[2] for part in parts]), probabilities, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_slice_at_another_place_is_another_draw(gradients: Gradients) -> None:
     """What would happen if every replica began at position 0."""
     half = INDICES[: BATCH // 2]
@@ -197,6 +199,7 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     keras.mixed_precision.set_dtype_policy("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"], indirect=True)
 def test_half_precision_gives_float32_gradients_near_the_full_ones(precision: str) -> None:
     scale = 2.0**15
@@ -249,6 +252,7 @@ def make_step(passes: int, *, rule: str = "sgd", loss_scaling: bool = False, com
     return step, model, update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [2, 4])
 @pytest.mark.parametrize("loss_scaling", [False, True])
 def test_accumulation_makes_the_same_update(passes: int, loss_scaling: bool) -> None:

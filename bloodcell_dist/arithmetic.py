@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bloodcell_dist.data.sampling import IndexPlan
+from bloodcell_dist.data.sampling import IndexPlan, nearest_multiples
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.settings import Settings
 from bloodcell_dist.training.loop import Length
@@ -77,10 +77,8 @@ def _count(number: int, name: str) -> str:
 def _per_replica_batch_size(size: int, num_replicas: int, accumulate_steps: int) -> int:
     parts = num_replicas * accumulate_steps
     if size % parts:
-        lower = size // parts * parts
-        good = " or ".join(str(value) for value in (lower, lower + parts) if value)
         raise UserError(
             f"train.global_batch_size={size} is not divisible by {_count(num_replicas, 'replica')} x "
-            f"optimizer.accumulate_steps={accumulate_steps}; use {good}"
+            f"optimizer.accumulate_steps={accumulate_steps}; use {nearest_multiples(size, parts)}"
         )
     return size // parts

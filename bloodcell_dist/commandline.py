@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from bloodcell_dist.errors import RunEnded, exit_status_of
+from bloodcell_dist.errors import RunEnded, exit_status_of, is_disk_full
 
 DEBUG = (
     "data.max_examples=256",
@@ -70,8 +70,8 @@ def run_command(command: Callable[[], None], show_traceback: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has had enough; exit quietly too
         return 1
     except (RunEnded, OSError) as error:
-        disk_full = not isinstance(error, RunEnded)
-        if disk_full and exit_status_of(error) == 1:
+        disk_full = is_disk_full(error)
+        if not disk_full and not isinstance(error, RunEnded):
             raise  # another error of the system: a bug, or a broken machine
         sys.stdout.flush()
         if show_traceback:

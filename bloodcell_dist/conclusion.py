@@ -16,7 +16,6 @@ from bloodcell_dist.evaluation.finish import Measured, draw_plots, measure
 from bloodcell_dist.evaluation.report import Removed, ReportInputs, write_report
 from bloodcell_dist.evaluation.result import build_result, summary
 from bloodcell_dist.history import read_metrics
-from bloodcell_dist.runtime import describe_environment
 from bloodcell_dist.serving.export import export_model
 from bloodcell_dist.session import Session
 from bloodcell_dist.settings import Data
@@ -32,17 +31,16 @@ def conclude(session: Session) -> None:
     measured = measure(run, session.evaluation, data, session.standing, resamples=resamples, seed=seed)
     export_model(session.model, run.model)
     session.age()
-    environment = describe_environment()
-    result = _result(session, measured, environment["versions"])
+    result = _result(session, measured)
     counts = class_counts(session)
     pictures = draw_plots(run, data, measured, counts)
-    write_report(run.report, _report_inputs(session, result, environment, counts, pictures))
+    write_report(run.report, _report_inputs(session, result, counts, pictures))
     atomic_write_json(run.result, result)
     log.info(summary(result))
     log.info("report: %s", run.report)
 
 
-def _result(session: Session, measured: Measured, versions: Mapping[str, str]) -> dict[str, Any]:
+def _result(session: Session, measured: Measured) -> dict[str, Any]:
     """The content of result.json."""
     settings, standing = session.settings, session.standing
     return build_result(
@@ -57,14 +55,13 @@ def _result(session: Session, measured: Measured, versions: Mapping[str, str]) -
         last=measured.last,
         images_per_s=standing.examples / max(standing.train_seconds, 1e-9),
         wall_s=standing.wall_seconds,
-        versions=versions,
+        versions=session.environment["versions"],
     )
 
 
 def _report_inputs(
     session: Session,
     result: Mapping[str, Any],
-    environment: Mapping[str, Any],
     counts: Mapping[str, list[int]],
     pictures: Mapping[str, Path],
 ) -> ReportInputs:
@@ -75,7 +72,7 @@ def _report_inputs(
     return ReportInputs(
         result=result,
         settings_yaml=run.config.read_text(encoding="utf-8"),
-        environment=environment,
+        environment=session.environment,
         commands=[f"bloodcell-dist train --config {run.config} --run-dir NEW_FOLDER"],
         class_counts=counts,
         removed=[Removed(TITLES[reason], count, REASONS[reason]) for reason, count in removed.items() if count],

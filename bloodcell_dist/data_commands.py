@@ -12,8 +12,7 @@ from bloodcell_dist.atomic import atomic_file
 from bloodcell_dist.config import load_settings
 from bloodcell_dist.data.cleaning_report import write_cleaning_report
 from bloodcell_dist.data.prepare import Prepared
-from bloodcell_dist.errors import UserError
-from bloodcell_dist.outputs import writing
+from bloodcell_dist.outputs import check_folder_of, writing
 from bloodcell_dist.resolve import Machine
 from bloodcell_dist.settings import Settings
 from bloodcell_dist.start import load_data, settle
@@ -47,8 +46,7 @@ def report_data(config: str | None, overrides: Sequence[str], out: str) -> None:
 
 def preview_policy(config: str | None, overrides: Sequence[str], out: str) -> None:
     """`bloodcell-dist data preview`: training cells before and after the policy, with their mixed labels, as a PNG."""
-    if not Path(out).absolute().parent.is_dir():
-        raise UserError(f"--out {out}: its folder does not exist; make it or give another file")
+    check_folder_of(out)
     settings, data = _load(config, overrides)
     from bloodcell_dist import runtime
     from bloodcell_dist.augment.preview import draw_preview

@@ -31,10 +31,15 @@ class Preempted(RunEnded):
     exit_status = 75
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the disk, or the person's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def exit_status_of(error: BaseException) -> int:
     """The exit status of a process that ends with this error; 130 is the shells' for Ctrl-C."""
     if isinstance(error, RunEnded):
         return error.exit_status
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return TrainingFailed.exit_status
     return 130 if isinstance(error, KeyboardInterrupt) else 1

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from bloodcell_dist.errors import UserError
+from bloodcell_dist.errors import UserError, is_disk_full
+
+
+def check_folder_of(out: str | os.PathLike[str]) -> None:
+    """UserError if the folder that the file `out` should come into is not there."""
+    if not Path(out).absolute().parent.is_dir():
+        raise UserError(f"--out {out}: its folder does not exist; make it or give another file")
 
 
 @contextmanager
@@ -16,6 +22,6 @@ def writing(out: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error}); give another place") from None

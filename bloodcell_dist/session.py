@@ -44,7 +44,7 @@ class Session:
 
     Args:
         settings: resolved.
-        run: its folder; nothing is written before `resume`.
+        run: its folder; nothing is written before `introduce`.
         data: its cells.
     """
 
@@ -54,6 +54,7 @@ class Session:
         self.arithmetic = work_out(settings, data.train.labels, self.replication.num_replicas)
         self.record = EpochRecord(self.replication)
         self.standing = Standing()
+        self.environment = describe_environment()
         self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
         self._born = time.monotonic()
         self._first_step = 0
@@ -165,7 +166,7 @@ class Session:
             log.info(self.data.cleaning.summary())
         if self.data.cleaning is not None and not self.run.cleaning.exists():
             write_cleaning_report(self.data.cleaning, self.data.loaded, self.run.path)
-        atomic_write_json(self.run.environment, describe_environment())
+        atomic_write_json(self.run.environment, self.environment)
 
     def resume(self) -> None:
         """Take up the newest intact checkpoint if there is one."""

@@ -97,12 +97,17 @@ def replica_slice(batch: np.ndarray, replica: int, num_replicas: int) -> np.ndar
     """
     size, rest = divmod(batch.shape[-1], num_replicas)
     if rest:
-        lower = batch.shape[-1] - rest
-        good = " or ".join(str(value) for value in (lower, lower + num_replicas) if value)
         raise UserError(
-            f"train.global_batch_size={batch.shape[-1]} is not divisible by {num_replicas} replicas; use {good}"
+            f"train.global_batch_size={batch.shape[-1]} is not divisible by {num_replicas} replicas; "
+            f"use {nearest_multiples(batch.shape[-1], num_replicas)}"
         )
     return batch[..., replica * size : (replica + 1) * size]
+
+
+def nearest_multiples(size: int, unit: int) -> str:
+    """The sizes next to `size` that `unit` divides, for messages: `96 or 104`; 0 is left out."""
+    lower = size // unit * unit
+    return " or ".join(str(value) for value in (lower, lower + unit) if value)
 
 
 def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from bloodcell_dist.evaluation.metrics import score_split
 from bloodcell_dist.evaluation.plots import plot_confusion, plot_mistakes, plot_per_class
 from bloodcell_dist.evaluation.predictions import Predictions, write_predictions
 from bloodcell_dist.history import parse_object
-from bloodcell_dist.outputs import writing
+from bloodcell_dist.outputs import check_folder_of, writing
 from bloodcell_dist.serving.predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -83,8 +83,7 @@ def predict_pictures(folder: str, pictures: str, out: str) -> None:
         pictures: one picture, a folder of them, or an npz with `images`.
         out: the CSV to write.
     """
-    if not Path(out).absolute().parent.is_dir():
-        raise UserError(f"--out {out}: its folder does not exist; make it or give another file")
+    check_folder_of(out)
     runtime.look_at_machine()
     predictor = Predictor(folder)
     data = predictor.settings.data

@@ -29,6 +29,7 @@ def test_report_says_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFix
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cleaning.json", "cleaning.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["preview.png", "preview", "preview.xyz"])
 def test_preview_is_a_png_under_any_name(tmp_path: Path, name: str) -> None:
     assert call("preview", tmp_path / name, *DRAWN, "augment.policy=light") == 0

@@ -95,6 +95,7 @@ def test_compiled_equals_eager(policies, batch, name):
         assert_same([part.numpy() for part in got], run(policy, batch, step=step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [16, 17])
 def test_seed_takes_the_smallest_pictures(size):
     policy = build_policy("seed", image_size=size, num_classes=CLASSES)
@@ -136,6 +137,7 @@ def test_compiles_inside_a_deterministic_gradient_function(batch, deterministic)
         np.testing.assert_allclose(gradients, gradient(tf.constant(step))[1], atol=0.1)
 
 
+@pytest.mark.slow
 def test_seed_mixes_a_quarter_of_the_batches_each_way(policies):
     choice = policies["seed"].layers[0]
     assert isinstance(choice, BatchChoice)

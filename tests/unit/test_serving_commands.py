@@ -58,6 +58,7 @@ def test_cells_of_the_same_name_do_not_overwrite_each_other(
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["data"] == str(second)
 
 
+@pytest.mark.slow
 def test_of_a_medmnist_file_the_test_part_is_measured(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

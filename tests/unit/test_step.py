@@ -157,6 +157,7 @@ def test_a_slice_at_another_place_is_another_draw(gradients: Gradients) -> None:
     assert distance(call(gradients, half, first=0)[0], call(gradients, half, first=8)[0]) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [PARTS, WHOLE], ids=["parts", "whole"])
 def test_compiled_and_plain_gradients_agree(compile: Compile) -> None:
     plain, compiled = call(fresh(PLAIN)), call(fresh(compile))
@@ -173,6 +174,7 @@ def test_the_same_step_gives_the_same_bits_and_another_one_other_pictures(gradie
     assert distance(other[0], one[0]) > 0.1
 
 
+@pytest.mark.slow
 def test_a_new_function_of_the_same_seed_gives_the_same_bits() -> None:
     """As a resumed run does."""
     for one, other in zip(call(fresh(PLAIN)), call(function(network())), strict=True):

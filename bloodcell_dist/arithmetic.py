@@ -10,7 +10,7 @@ from bloodcell_dist.data.sampling import IndexPlan, nearest_multiples
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.settings import Settings
 from bloodcell_dist.training.loop import Length
-from bloodcell_dist.training.schedule import Schedule
+from bloodcell_dist.training.stages import Stages, lay_out
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Arithmetic:
     Attributes:
         plan: order of the training examples.
         length: steps and epochs.
-        schedule: learning rate of each step.
+        stages: which layers train when, and the learning rate of each step.
         num_replicas: copies of the network that work on an update together.
         accumulate_steps: passes per update.
         per_replica_batch_size: examples per replica and pass.
@@ -28,7 +28,7 @@ class Arithmetic:
 
     plan: IndexPlan
     length: Length
-    schedule: Schedule
+    stages: Stages
     num_replicas: int
     accumulate_steps: int
     per_replica_batch_size: int
@@ -53,16 +53,17 @@ def work_out(settings: Settings, labels: np.ndarray, num_replicas: int) -> Arith
             f"use less than {train.epochs}, such as {int(train.epochs) / 10:g}"
         )
     all_steps = plan.steps_per_epoch * int(train.epochs)
-    schedule = Schedule(
-        peak=optimizer.learning_rate,
+    stages = lay_out(
+        [(stage.share, stage.train, stage.rate) for stage in settings.finetune.stages],
         total_steps=all_steps,
+        learning_rate=optimizer.learning_rate,
         warmup_steps=round(optimizer.warmup_epochs * plan.steps_per_epoch),
         shape=optimizer.schedule,
     )
     return Arithmetic(
         plan,
         Length(plan.steps_per_epoch, min(all_steps, train.max_steps or all_steps)),
-        schedule,
+        stages,
         num_replicas,
         optimizer.accumulate_steps,
         _per_replica_batch_size(train.global_batch_size, num_replicas, optimizer.accumulate_steps),

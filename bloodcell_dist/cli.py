@@ -31,14 +31,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_train_options(_add(commands, "train", "train a network, or continue a stopped run", _train))
 
-    evaluate = _add(commands, "evaluate", "measure a finished run on labelled cells", _evaluate)
-    evaluate.add_argument("run", metavar="RUN", help="folder of a finished run")
+    evaluate = _add(commands, "evaluate", "measure a finished run, or several averaged, on labelled cells", _evaluate)
+    evaluate.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
     evaluate.add_argument("--data", required=True, metavar="PATH", help="npz, MedMNIST file or folder of class folders")
-    evaluate.add_argument("--out", metavar="DIR", help="where to write (default: RUN/evaluations/NAME)")
+    evaluate.add_argument("--out", metavar="DIR", help="where to write (default: evaluations/NAME in the first RUN)")
     add_traceback_option(evaluate)
 
-    predict = _add(commands, "predict", "classify pictures with a finished run", _predict)
-    predict.add_argument("run", metavar="RUN", help="folder of a finished run")
+    predict = _add(commands, "predict", "classify pictures with a finished run, or several averaged", _predict)
+    predict.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
     predict.add_argument("input", metavar="INPUT", help="a picture, a folder of pictures, or an npz with `images`")
     predict.add_argument("--out", required=True, metavar="CSV", help="table of predictions to write")
     add_traceback_option(predict)
@@ -55,7 +55,29 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--out", required=True, metavar="PNG", help="picture to write")
     add_settings_options(preview)
     add_traceback_option(preview)
+
+    weights = commands.add_parser("weights", help="ImageNet weight files, for machines without internet")
+    weights_commands = weights.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_weights_commands(weights_commands)
     return parser
+
+
+def _add_weights_commands(commands: argparse._SubParsersAction) -> None:
+    only = "look only in this folder (default: wherever a training run looks)"
+    fetch = _add(commands, "fetch", "download weight files and check them", _weights_fetch)
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="a backbone, for example convnextbase, or all")
+    fetch.add_argument(
+        "--dest", metavar="DIR", help="where to write (default: $BLOODCELL_WEIGHTS, else ~/.keras/models)"
+    )
+    fetch.add_argument("--mirror", metavar="URL", help="folder on another server that holds the files")
+    add_traceback_option(fetch)
+    listing = _add(commands, "list", "show which weight files there are, and where", _weights_list)
+    listing.add_argument("--dest", metavar="DIR", help=only)
+    add_traceback_option(listing)
+    verify = _add(commands, "verify", "compare weight files with their hashes", _weights_verify)
+    verify.add_argument("names", nargs="*", metavar="NAME", help="backbones that must be there (default: those found)")
+    verify.add_argument("--dest", metavar="DIR", help=only)
+    add_traceback_option(verify)
 
 
 def _add(commands: argparse._SubParsersAction, name: str, text: str, command: Command) -> argparse.ArgumentParser:
@@ -77,15 +99,15 @@ def _settings(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from bloodcell_dist.serving.commands import evaluate_run
+    from bloodcell_dist.serving.commands import evaluate_runs
 
-    evaluate_run(options.run, options.data, options.out)
+    evaluate_runs(options.runs, options.data, options.out)
 
 
 def _predict(options: argparse.Namespace) -> None:
     from bloodcell_dist.serving.commands import predict_pictures
 
-    predict_pictures(options.run, options.input, options.out)
+    predict_pictures(options.runs, options.input, options.out)
 
 
 def _data_report(options: argparse.Namespace) -> None:
@@ -98,6 +120,24 @@ def _data_preview(options: argparse.Namespace) -> None:
     from bloodcell_dist.data_commands import preview_policy
 
     preview_policy(options.config, options.overrides, options.out)
+
+
+def _weights_fetch(options: argparse.Namespace) -> None:
+    from bloodcell_dist.weights_commands import fetch_weights
+
+    fetch_weights(options.names, options.dest, options.mirror)
+
+
+def _weights_list(options: argparse.Namespace) -> None:
+    from bloodcell_dist.weights_commands import list_weights
+
+    list_weights(options.dest)
+
+
+def _weights_verify(options: argparse.Namespace) -> None:
+    from bloodcell_dist.weights_commands import verify_weights
+
+    verify_weights(options.names, options.dest)
 
 
 if __name__ == "__main__":

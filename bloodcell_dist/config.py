@@ -96,6 +96,8 @@ _WORDS = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_too_short": "text that is not empty; for none write null",
+    "string_pattern_mismatch": "head, all, or last: with a share of the blocks, such as last:0.4",
+    "tuple_too_short": "a list that is not empty",
 }
 """What pydantic says in Python's words."""
 
@@ -165,9 +167,15 @@ def _explain_all(problems: Sequence[Any], origin: str, overridden: Collection[st
     """One line for each wrong key; the alternatives of a union type (`number or auto`) are joined."""
     by_key: dict[str, list[Any]] = {}
     for problem in problems:
-        by_key.setdefault(".".join(str(part) for part in problem["loc"][:2]), []).append(problem)
+        by_key.setdefault(_key_of(problem["loc"]), []).append(problem)
     for key, group in by_key.items():
-        yield f"{'--set' if key in overridden else origin}: {_explain(key, group)}"
+        yield f"{'--set' if key.partition('[')[0] in overridden else origin}: {_explain(key, group)}"
+
+
+def _key_of(place: Sequence[str | int]) -> str:
+    """`section.name`, or `section.name[0].key` in a list; else what follows tells the alternatives of a union apart."""
+    key = ".".join(str(part) for part in place[:2])
+    return f"{key}[{place[2]}].{place[3]}" if len(place) > 3 and isinstance(place[2], int) else key
 
 
 def _explain(key: str, problems: Sequence[Any]) -> str:
@@ -177,6 +185,8 @@ def _explain(key: str, problems: Sequence[Any]) -> str:
         return f"unknown key {key}{_closest(key)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
+    if problem["type"] == "missing":
+        return f"{key} is missing: {problem['input']!r} needs it"
     if problem["type"] == "model_type":
         return f"{key}={problem['input']!r}; expected keys below it, such as {key}.{_fields_of(key)[0]}"
     expected = " or ".join(dict.fromkeys(_expected(problem) for problem in problems))

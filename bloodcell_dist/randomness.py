@@ -14,6 +14,7 @@ from scipy import special
 
 AUGMENT_STREAM = 0
 DROPOUT_STREAM = 1  # of the first dropout layer; the others count on from here
+DROP_PATH_STREAM = 1 << 16  # of all residual branches together
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _KEY_PARITY = 0x1BD11BDA

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from bloodcell_dist.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_CELLS = ("data.path", "data.test_path")
+_PLACES = ("data.path", "data.test_path", "model.weights")
 _FREE = (
     *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.on_signal"),
     *("train.checks", "evaluate.bootstrap"),
 )
 """Settings that change nothing about the training, so a run may go on with others."""
+
+WEIGHTS_BY_NAME = ("auto", "imagenet", "none")
+"""What model.weights may be besides a path."""
 
 EPOCHS_ON_GPU = 30
 EPOCHS_ON_CPU = 4
@@ -58,7 +61,11 @@ class _Choices:
 
 
 def resolve(
-    settings: Settings, machine: Machine, environ: Mapping[str, str], folder: Path
+    settings: Settings,
+    machine: Machine,
+    environ: Mapping[str, str],
+    folder: Path,
+    staged: Callable[[str, str | None], Path | None] = lambda *_: None,
 ) -> tuple[Settings, list[str]]:
     """Settings without `auto`, with absolute paths, and one line for each choice.
 
@@ -67,11 +74,11 @@ def resolve(
         machine: what TensorFlow sees.
         environ: environment variables; `BLOODCELL_DATA` is looked at.
         folder: the working folder.
+        staged: the file with the ImageNet weights of (backbone, model.weights_dir), None if it is not on this machine.
     """
     choices = _Choices()
     _choose_data(settings, environ, folder, choices)
-    if settings.model.backbone == "auto":
-        choices.take("model.backbone", "mobilenetv3small", "the smallest network that does well on single cells")
+    _choose_model(settings, machine, folder, staged, choices)
     if settings.train.epochs == "auto":
         epochs = EPOCHS_ON_GPU if machine.num_gpus else EPOCHS_ON_CPU
         why = "the usual length" if machine.num_gpus else "no GPU here, so a short run; set train.epochs for a real one"
@@ -94,7 +101,9 @@ def keep_choices(given: Settings, resolved: Settings, saved: Settings, run_folde
     moved: dict[str, Any] = {}
     same_source = resolved.data.source == saved.data.source
     for key, new, old in differences(resolved, saved):
-        is_place = key == "data.cache_dir" or (key in _CELLS and bool(new and old) and same_source)
+        is_place = key in ("data.cache_dir", "model.weights_dir") or (
+            key in _PLACES and bool(new and old) and same_source and not {new, old} & set(WEIGHTS_BY_NAME)
+        )
         if _is_open(key, given) and not (is_place and not Path(old).exists()):
             log.info("%s = %s, chosen when the run began, is kept; it would now be %s", key, old, new)
         elif is_place or key in _FREE:
@@ -114,6 +123,38 @@ def _is_open(key: str, given: Settings) -> bool:
         return given.data.source == "auto" and given.data.path is None
     section, name = key.split(".")
     return bool(getattr(getattr(given, section), name) == "auto")
+
+
+def _choose_model(
+    settings: Settings,
+    machine: Machine,
+    folder: Path,
+    staged: Callable[[str, str | None], Path | None],
+    choices: _Choices,
+) -> None:
+    model, backbone = settings.model, settings.model.backbone
+    if backbone == "auto":
+        backbone = "convnextbase" if machine.num_gpus else "mobilenetv3small"
+        why = "the best of the six on a GPU" if machine.num_gpus else "no GPU here, and it is the smallest of the six"
+        choices.take("model.backbone", backbone, why)
+    directory = model.weights_dir and _absolute(model.weights_dir, folder)
+    if directory:
+        choices.changes["model.weights_dir"] = directory
+    weights = model.weights
+    if weights == "auto" and backbone == "cnn":  # there are none for it
+        choices.changes["model.weights"] = weights = "none"
+    elif weights == "auto":
+        file = staged(backbone, directory)
+        weights = "imagenet" if file else "none"
+        why = f"no ImageNet weights here, so FROM SCRATCH; `bloodcell-dist weights fetch {backbone}` gets them"
+        choices.take("model.weights", weights, str(file) if file else why)
+    elif weights not in WEIGHTS_BY_NAME:
+        choices.changes["model.weights"] = _absolute(weights, folder)
+    if weights == "none" and settings.finetune.batchnorm == "freeze":
+        raise UserError(
+            "finetune.batchnorm=freeze with model.weights=none would keep the statistics of an untrained network; "
+            "use finetune.batchnorm=train, or give weights"
+        )
 
 
 def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, choices: _Choices) -> None:

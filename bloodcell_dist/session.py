@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -21,10 +23,12 @@ from bloodcell_dist.evaluation.epochs import EpochEnd, Evaluation, Standing
 from bloodcell_dist.evaluation.predict import make_forward
 from bloodcell_dist.history import rewrite_metrics
 from bloodcell_dist.models.backbones import build_classifier
+from bloodcell_dist.models.finetune import Depth, Part, weight_names
+from bloodcell_dist.models.transfer import load_weights
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.runtime import describe_environment
 from bloodcell_dist.settings import Settings
-from bloodcell_dist.training.checkpoint import Checkpoints
+from bloodcell_dist.training.checkpoint import Checkpoint, Checkpoints
 from bloodcell_dist.training.checks import with_checks
 from bloodcell_dist.training.loop import Actions, run_loop
 from bloodcell_dist.training.losses import make_loss
@@ -32,6 +36,7 @@ from bloodcell_dist.training.optimizers import make_rule
 from bloodcell_dist.training.preemption import StopRequest
 from bloodcell_dist.training.record import EpochRecord
 from bloodcell_dist.training.replication import SingleDevice
+from bloodcell_dist.training.stages import Stage, StagedStep
 from bloodcell_dist.training.state import TrainingState
 from bloodcell_dist.training.step import Compile, Step, StepOutput, gradient_function
 from bloodcell_dist.training.update import Update
@@ -46,9 +51,10 @@ class Session:
         settings: resolved.
         run: its folder; nothing is written before `introduce`.
         data: its cells.
+        weights: Keras file that the network begins with; None draws its weights, or leaves them to a checkpoint.
     """
 
-    def __init__(self, settings: Settings, run: RunDir, data: Prepared) -> None:
+    def __init__(self, settings: Settings, run: RunDir, data: Prepared, weights: Path | None = None) -> None:
         self.settings, self.run, self.data = settings, run, data
         self.replication = SingleDevice()
         self.arithmetic = work_out(settings, data.train.labels, self.replication.num_replicas)
@@ -59,9 +65,9 @@ class Session:
         self._born = time.monotonic()
         self._first_step = 0
         with self.replication.scope():
-            self._build()
+            self._build(weights)
 
-    def _build(self) -> None:
+    def _build(self, weights: Path | None) -> None:
         """Network, optimizer, step and evaluation."""
         settings, data = self.settings, self.data
         self.model = build_classifier(
@@ -71,20 +77,26 @@ class Session:
             dropout=settings.model.dropout,
             total_steps=self.arithmetic.length.total_steps,
             seed=settings.train.seed,
+            input_size=settings.model.input_size,
+            drop_path=settings.model.drop_path,
         )
-        policy = self._policy()
+        if weights is not None:
+            load_weights(self.model, weights)
+        self._depth = Depth(self.model)
+        self._policy = self._augmentation()
         on, parts = settings.train.xla == "on", settings.train.xla in ("on", "parts")
-        compile = Compile(model=on and policy.deterministic, parts=parts and policy.deterministic)
-        update = self._update(parts)
-        self.step = Step(
-            self._gradients(policy, compile),
-            update,
+        self._compile = Compile(model=on and self._policy.deterministic, parts=parts and self._policy.deterministic)
+        self._update = self._optimizer(parts)
+        self._step = Step(
+            self._gradients(),
+            self._update,
             self.replication,
             images=data.train.images,
             labels=data.train.labels,
             per_replica_batch_size=self.arithmetic.per_replica_batch_size,
         )
-        self.state = TrainingState(self.model, update, self.record)
+        self.step = StagedStep(self.arithmetic.stages, self._begin_stage)
+        self.state = TrainingState(self.model, self._update, self.record)
         self.evaluation = Evaluation(
             self.model,
             make_forward(self.model, logits=True, xla=on),
@@ -95,7 +107,26 @@ class Session:
             xla=on,
         )
 
-    def _policy(self) -> Policy:
+    def _begin_stage(self, stage: Stage) -> Step:
+        """Freeze what does not train in a stage; the step, the update and the evaluation are traced anew for it."""
+        variables = self._freeze(stage)
+        self._update.select([self._places[id(variable)] for variable in variables])
+        self._step.gradients = self._gradients()
+        self.evaluation.layers_changed()
+        if len(self.settings.finetune.stages) > 1:
+            log.info(
+                "stage %s: steps %d to %d, %s of %s weights train, learning rate up to %.2g",
+                *(stage.train, stage.first_step + 1, stage.end_step),
+                *(f"{sum(math.prod(v.shape) for v in variables):,}", f"{self.model.count_params():,}"),
+                stage.schedule.peak,
+            )
+        return self._step
+
+    def _freeze(self, stage: Stage) -> list[Any]:
+        """Freeze all but what trains in a stage; the variables that train."""
+        return self._depth.freeze(Part(stage.train, self.settings.finetune.batchnorm == "freeze"))
+
+    def _augmentation(self) -> Policy:
         settings, size = self.settings, self.arithmetic.per_replica_batch_size
         policy = build_policy(
             settings.augment.policy,
@@ -117,8 +148,9 @@ class Session:
             log.warning("augment.engine=kerascv is not compiled, and a resumed run will not be bit-identical")
         return policy
 
-    def _gradients(self, policy: Policy, compile: Compile) -> Callable[..., Any]:
-        settings, labels = self.settings, self.data.train.labels
+    def _gradients(self) -> Callable[..., Any]:
+        """The gradient function of the weights that train now."""
+        settings, labels, policy = self.settings, self.data.train.labels, self._policy
         num_classes = len(self.data.train.class_names)
         weigh = settings.data.balance == "class_weights"
         loss = make_loss(
@@ -134,15 +166,21 @@ class Session:
             num_classes=num_classes,
             global_batch_size=settings.train.global_batch_size,
             seed=settings.train.seed,
-            compile=compile,
+            compile=self._compile,
         )
 
-    def _update(self, xla: bool) -> Update:
-        optimizer, variables = self.settings.optimizer, self.model.trainable_variables
+    def _optimizer(self, xla: bool) -> Update:
+        """The state of the optimizer for all weights that train in any stage."""
+        optimizer, model = self.settings.optimizer, self.model
+        trained = {id(variable) for stage in self.arithmetic.stages.stages for variable in self._freeze(stage)}
+        rates = self._depth.rates(self.settings.finetune.layer_decay)
+        rows = [row for row in zip(model.weights, weight_names(model), rates, strict=True) if id(row[0]) in trained]
+        self._places = {id(variable): place for place, (variable, _, _) in enumerate(rows)}
         return Update(
-            [variable.value for variable in variables],
-            [variable.path for variable in variables],
+            [variable.value for variable, _, _ in rows],
+            [name for _, name, _ in rows],
             make_rule(optimizer.name, optimizer.momentum),
+            multipliers=[rate for _, _, rate in rows],
             weight_decay=optimizer.weight_decay,
             clip_norm=optimizer.clip_norm,
             ema_decay=optimizer.ema_decay,
@@ -168,9 +206,8 @@ class Session:
             write_cleaning_report(self.data.cleaning, self.data.loaded, self.run.path)
         atomic_write_json(self.run.environment, self.environment)
 
-    def resume(self) -> None:
-        """Take up the newest intact checkpoint if there is one."""
-        checkpoint = self._checkpoints.newest()
+    def resume(self, checkpoint: Checkpoint | None) -> None:
+        """Take up a checkpoint if there is one."""
         if checkpoint is not None:
             self.state.restore(checkpoint.arrays)
             self.standing = Standing(**checkpoint.progress["standing"])
@@ -178,6 +215,7 @@ class Session:
             self.record.timed_examples = checkpoint.progress["epoch_timed_examples"]
             self._first_step = checkpoint.step
             log.info("the run continues after step %d of %d", checkpoint.step, self.arithmetic.length.total_steps)
+        self.step.enter(min(self._first_step, self.arithmetic.length.total_steps - 1))
         rewrite_metrics(self.run.metrics, self.arithmetic.length.finished_epochs(self._first_step))
 
     def train(self, stop: StopRequest) -> None:
@@ -196,7 +234,7 @@ class Session:
             record=self.record,
             standing=self.standing,
             select_by=self.settings.evaluate.select_by,
-            learning_rate=self.arithmetic.schedule,
+            learning_rate=self.arithmetic.stages.learning_rate,
             epochs=self.arithmetic.length.epochs,
         )
         step: Callable[[Any, int, float], StepOutput] = self.step
@@ -211,7 +249,7 @@ class Session:
             run_loop(
                 step,
                 plan=self.arithmetic.plan,
-                schedule=self.arithmetic.schedule,
+                stages=self.arithmetic.stages,
                 replication=self.replication,
                 length=self.arithmetic.length,
                 first_step=self._first_step,

@@ -121,10 +121,52 @@ class Augment(Section):
 class Model(Section):
     """The network."""
 
-    backbone: Literal["auto", "cnn", "mobilenetv3small"] = "auto"
-    """auto is mobilenetv3small."""
+    backbone: (
+        Literal["auto", "cnn", "mobilenetv3small", "efficientnetb0"]
+        | Literal["efficientnetv2s", "efficientnetv2m", "convnextbase"]
+    ) = "auto"
+    """auto is convnextbase with a GPU, mobilenetv3small without."""
+    weights: Text = "auto"
+    """imagenet, none, or a Keras weight file or run folder; auto: imagenet where it is staged, else none."""
+    weights_dir: Text | None = None
+    """Folder with ImageNet weight files (`bloodcell-dist weights fetch`); null is $BLOODCELL_WEIGHTS, if set."""
+    input_size: Annotated[Int, Field(ge=16, le=1024)] | None = None
+    """Side to which pictures are enlarged on the device, pixels; null leaves them as they are."""
     dropout: Fraction = 0.2
     """Share of features dropped before the head."""
+    drop_path: Fraction = 0.0
+    """Stochastic depth: how often the last residual block is left out; rises from 0 at the first one."""
+
+
+class Stage(Section):
+    """A part of the training in which certain layers learn."""
+
+    share: Annotated[Float, Field(gt=0, le=1)]
+    """Of train.epochs."""
+    train: Annotated[str, Field(pattern=r"^(head|all|last:0?\.\d*[1-9]\d*)$")] = "all"
+    """head, all, or last:0.4 for the last 40% of the blocks and the head."""
+    rate: Annotated[Float, Field(gt=0)] = 1.0
+    """Multiple of optimizer.learning_rate."""
+
+
+class Finetune(Section):
+    """Training in stages, and how fast which layers learn."""
+
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (Stage(share=1.0),)
+    """Each: share of train.epochs; train: head, last:0.4 or all; rate: x learning_rate. Each has a schedule of its own."""
+    layer_decay: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each block to the one below it; 1 gives all the same."""
+    batchnorm: Literal["train", "freeze"] = "train"
+    """freeze keeps the backbone's BatchNorm layers as the weight file has them."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Finetune:
+        total = sum(stage.share for stage in self.stages)
+        if abs(total - 1) > 0.011:  # 0.33 three times is meant to be all
+            raise ValueError(
+                f"finetune.stages: the shares add up to {total:.3g}; expected 1, for example 0.2, 0.3 and 0.5"
+            )
+        return self
 
 
 class Optimizer(Section):
@@ -141,7 +183,7 @@ class Optimizer(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: down to zero, or as it is."""
     warmup_epochs: NonNegative = 0.5
-    """Epochs over which the learning rate rises; fractions are fine."""
+    """Epochs over which the learning rate rises, at most half of a stage; fractions are fine."""
     clip_norm: Annotated[Float, Field(gt=0)] | None = 1.0
     """Limit of the gradient's norm, over all weights; null for none."""
     label_smoothing: Fraction = 0.05
@@ -214,6 +256,7 @@ class Settings(Section):
     data: Data = Data()
     augment: Augment = Augment()
     model: Model = Model()
+    finetune: Finetune = Finetune()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     distribute: Distribute = Distribute()

@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bloodcell_dist import logs
@@ -26,9 +26,36 @@ log = logging.getLogger(__name__)
 STATES = {0: "done", 2: "bad input", 3: "training failed", 75: "stopped, checkpoint saved", 130: "interrupted"}
 
 
-def settle(given: Settings, machine: Machine) -> tuple[Settings, list[str]]:
-    """The settings without `auto` in this process's environment and working folder, and a line for each choice."""
-    return resolve(given, machine, os.environ, Path.cwd())
+def settle(
+    given: Settings, machine: Machine, staged: Callable[[str, str | None], Path | None] = lambda *_: None
+) -> tuple[Settings, list[str]]:
+    """The settings without `auto` in this process's environment and working folder, and a line for each choice.
+
+    `staged` finds the ImageNet weights of (backbone, model.weights_dir); commands that build no network leave it out.
+    """
+    return resolve(given, machine, os.environ, Path.cwd(), staged)
+
+
+def initial_weights(settings: Settings, obtain: Callable[[str, str | None], Path]) -> Path | None:
+    """The weight file that the settings ask for, None if they ask for none. Raises UserError if it is not there.
+
+    Args:
+        settings: resolved.
+        obtain: gets the ImageNet weights of (backbone, model.weights_dir).
+    """
+    model = settings.model
+    if model.weights == "none":
+        return None
+    if model.weights == "imagenet":
+        return obtain(model.backbone, model.weights_dir)
+    path = Path(model.weights)
+    path = RunDir(path).model if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(
+            f"model.weights={model.weights}: there is no file {path}; expected a Keras .h5, .weights.h5 or .keras "
+            "file, the folder of a finished run, imagenet, auto or none"
+        )
+    return path
 
 
 def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bool) -> RunDir:
@@ -42,8 +69,9 @@ def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bo
     if debug:
         return RunDir(Path("runs", time.strftime("debug-%Y%m%d-%H%M%S")))
     places = {f"data.{name}": getattr(settings.data, name) for name in ("path", "test_path")}
+    places["model.weights"] = given.model.weights
     names = {key: place and Path(place).name for key, place in places.items()}
-    chosen = {"data.cache_dir": None, "data.source": settings.data.source, **names}
+    chosen = {"data.cache_dir": None, "model.weights_dir": None, "data.source": settings.data.source, **names}
     digest = hashlib.sha256(dump_yaml(replace(given, chosen)).encode()).hexdigest()[:8]
     return RunDir(Path("runs", f"{settings.model.backbone}-{digest}"))
 
@@ -66,37 +94,44 @@ def open_run(stack: contextlib.ExitStack, run: RunDir, given: Settings, settings
     return settings, True
 
 
-def begin_run(stack: contextlib.ExitStack, run: RunDir, settings: Settings, data: Prepared) -> None:
-    """Make the folder of a new run and put its cells' fingerprints and its settings there.
+def begin_run(
+    stack: contextlib.ExitStack, run: RunDir, settings: Settings, data: Prepared, weights: Path | None = None
+) -> None:
+    """Make the folder of a new run and put its cells' and weights' fingerprints and its settings there.
 
     It is locked until the stack closes.
     """
     _enter(stack, run)
     if run.config.exists():
         raise UserError(f"{run.path}: another process began this run at the same moment; run the command again")
-    atomic_write_json(run.data, fingerprints(data))
+    atomic_write_json(run.data, fingerprints(data, weights))
     run.write_config(dump_yaml(settings))
     stack.enter_context(_recorded_ending(run))
 
 
-def check_cells(run: RunDir, data: Prepared) -> None:
-    """UserError if the cells are not those the run began with."""
-    before, now = json.loads(run.data.read_text()), fingerprints(data)
+def check_begun(run: RunDir, data: Prepared, weights: Path | None = None) -> None:
+    """UserError if the cells, or initial weights that are loaded again, are not those the run began with."""
+    before, now = json.loads(run.data.read_text()), fingerprints(data, weights)
     for name, content in now.items():
-        if content != before[name]:
+        if content != before.get(name):
             raise UserError(
-                f"{run.path}: the {name} cells are not those this run began with ({before[name]}, now {content}); "
+                f"{run.path}: the {name} are not those this run began with ({before.get(name)}, now {content}); "
                 "put the old ones back, or give another --run-dir for a new run"
             )
 
 
-def fingerprints(data: Prepared) -> dict[str, str]:
-    """What the sets of a run hold, in a few words and digits: `597 examples, SHA-256 1f…`."""
-    sets = {"training": data.train, "validation": data.val, "test": data.test}
-    return {
+def fingerprints(data: Prepared, weights: Path | None = None) -> dict[str, str]:
+    """What a run begins with, in a few words and digits: `597 examples, SHA-256 1f…`."""
+    sets = {"training cells": data.train, "validation cells": data.val, "test cells": data.test}
+    found = {
         name: "none" if cells is None else f"{cells.num_examples} examples, SHA-256 {cells.fingerprint()}"
         for name, cells in sets.items()
     }
+    if weights is not None:
+        with open(weights, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found["initial weights"] = f"{weights.name}, SHA-256 {digest}"
+    return found
 
 
 def _enter(stack: contextlib.ExitStack, run: RunDir) -> None:

@@ -15,8 +15,10 @@ from bloodcell_dist import logs, runtime  # runtime before all others: it import
 from bloodcell_dist.commandline import add_train_options, overrides_of, run_command
 from bloodcell_dist.conclusion import conclude
 from bloodcell_dist.config import load_settings
+from bloodcell_dist.models import imagenet
 from bloodcell_dist.session import Session
-from bloodcell_dist.start import begin_run, check_cells, load_data, open_run, run_folder, settle
+from bloodcell_dist.start import begin_run, check_begun, initial_weights, load_data, open_run, run_folder, settle
+from bloodcell_dist.training.checkpoint import Checkpoints
 from bloodcell_dist.training.preemption import StopRequest
 
 log = logging.getLogger("bloodcell_dist.train")  # under `python -m` the name would be __main__
@@ -28,7 +30,7 @@ def train(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         # 1. What is asked for, and what `auto` means on this machine.
         given = load_settings(options.config, overrides_of(options))
-        settings, choices = settle(given, runtime.look_at_machine())
+        settings, choices = settle(given, runtime.look_at_machine(), imagenet.find)
         run = run_folder(options.run_dir, given, settings, options.debug)
 
         # 2. A run that has begun goes on with the settings it began with; a finished one is left alone.
@@ -40,7 +42,11 @@ def train(options: argparse.Namespace) -> None:
             return
 
         with stop.listening(settings.checkpoint.on_signal, "TERM"), runtime.memory_explained():
-            # 3. The cells, loaded, cleaned and split; then the network and its optimizer.
+            # 3. What it goes on from, or begins with: a missing weight file ends it before anything else is done.
+            checkpoint = Checkpoints(run.checkpoints, settings.checkpoint.keep).newest() if begun else None
+            weights = None if checkpoint else initial_weights(settings, imagenet.obtain)
+
+            # 4. The cells, loaded, cleaned and split; then the network and its optimizer.
             data = load_data(settings)
             stop.leave_if_set()
             runtime.configure(
@@ -48,20 +54,20 @@ def train(options: argparse.Namespace) -> None:
                 deterministic=settings.train.deterministic and settings.augment.engine == "fused",
                 eager=settings.train.eager,
             )
-            session = Session(settings, run, data)
+            session = Session(settings, run, data, weights)
 
-            # 4. All is well so far, so the run folder may be made; one that is there must be of these cells.
+            # 5. All is well so far, so the run folder may be made; one that is there must be of these cells.
             if begun:
-                check_cells(run, data)
+                check_begun(run, data, weights)
             else:
-                begin_run(stack, run, settings, data)
+                begin_run(stack, run, settings, data, weights)
             session.introduce()
 
-            # 5. Train, from the newest checkpoint if there is one.
-            session.resume()
+            # 6. Train, from the newest checkpoint if there is one.
+            session.resume(checkpoint)
             session.train(stop)
 
-        # 6. Measure the best and the last model, export, report.
+        # 7. Measure the best and the last model, export, report.
         conclude(session)
 
 

@@ -89,8 +89,13 @@ class Evaluation:
         order = plan.epoch_order(0)[:RECALIBRATION_EXAMPLES]
         size = min(batch_size, len(order))
         self._batches = order[: len(order) // size * size].reshape(-1, size)
-        self._recalibration = Recalibration(model, xla)
+        self._model, self._xla = model, xla
+        self.layers_changed()
         self._forward, self._state, self._images, self._batch_size = forward, state, train.images, batch_size
+
+    def layers_changed(self) -> None:
+        """Heed which layers are frozen now: those keep their BatchNorm statistics."""
+        self._recalibration = Recalibration(self._model, self._xla)
 
     def weights(self) -> Any:
         """A context in which the network has its evaluation weights."""

@@ -3,40 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import keras
 
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.models.cnn import plain_cnn
 from bloodcell_dist.models.dropout import StatelessDropout
+from bloodcell_dist.models.rebuild import rebuild
+
+HEAD = "logits"
+"""Name of the classification layer; all other weights are the backbone's."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What we know of a network.
+
+    Attributes:
+        stock: (input tensor) to the network without a head, as keras.applications builds it, weights drawn anew.
+        blocks: regular expression found in the name of every backbone layer with weights; its groups, joined, name the
+            block the layer belongs to.
+        smallest: side of the smallest pictures it takes, pixels.
+        has_branches: whether it has residual branches, which stochastic depth can leave out.
+    """
+
+    stock: Callable[[keras.KerasTensor], keras.Model]
+    blocks: str
+    smallest: int = 32
+    has_branches: bool = True
+
+
+def _application(name: str, **options: Any) -> Callable[[keras.KerasTensor], keras.Model]:
+    def build(pictures: keras.KerasTensor) -> keras.Model:
+        constructor = getattr(keras.applications, name)
+        return constructor(input_tensor=pictures, include_top=False, weights=None, **options)
+
+    return build
+
+
+_EFFICIENTNET_BLOCKS = r"^(stem|block\d+[a-z]|top)_"
+
+BACKBONES: dict[str, Backbone] = {
+    "cnn": Backbone(plain_cnn, r"^(stage\d+)_", smallest=16, has_branches=False),
+    # Howard et al., arXiv 1905.02244
+    "mobilenetv3small": Backbone(_application("MobileNetV3Small"), r"^(expanded_conv)(_\d+)?_|^(conv(?:_1)?)(?:_bn)?$"),
+    # Tan and Le, arXiv 1905.11946
+    "efficientnetb0": Backbone(_application("EfficientNetB0"), _EFFICIENTNET_BLOCKS),
+    # Tan and Le, arXiv 2104.00298
+    "efficientnetv2s": Backbone(_application("EfficientNetV2S"), _EFFICIENTNET_BLOCKS),
+    "efficientnetv2m": Backbone(_application("EfficientNetV2M"), _EFFICIENTNET_BLOCKS),
+    # Liu et al., arXiv 2201.03545. It pools before its last normalization, as the paper's head does; Keras' network
+    # without a head normalizes each place instead, if not told to pool.
+    "convnextbase": Backbone(
+        _application("ConvNeXtBase", pooling="avg"),
+        r"(stem)_|(downsampling)_(?:layernorm|conv)(_\d)|(stage_\d_block_\d+)_|(features)_norm",
+    ),
+}
 
 
 def build_classifier(
-    backbone: str, *, image_size: int, num_classes: int, dropout: float, total_steps: int, seed: int
+    backbone: str,
+    *,
+    image_size: int,
+    num_classes: int,
+    dropout: float,
+    total_steps: int,
+    seed: int,
+    input_size: int | None = None,
+    drop_path: float = 0.0,
 ) -> keras.Model:
     """A network from raw pictures to logits, initialised from `seed`.
 
     Args:
-        backbone: `cnn` or `mobilenetv3small`.
+        backbone: a key of `BACKBONES`.
         image_size: side of the square pictures, pixels.
         num_classes: width of the head.
         dropout: rate before the head, 0 to below 1.
         total_steps: updates of the run, which set the memory of the BatchNorm statistics.
         seed: of the initial weights.
+        input_size: side to which pictures are enlarged first, on the device; None leaves them as they are.
+        drop_path: stochastic depth rate of the last residual block, 0 to below 1.
 
     Returns:
-        A model of float32 [B, image_size, image_size, 3] in [0, 255] to float32 [B, num_classes]; the compute type
-        in between follows Keras' global precision policy.
+        A flat Functional model of float32 [B, image_size, image_size, 3] in [0, 255] to float32 [B, num_classes]; the
+        compute type in between follows Keras' global precision policy.
 
     Raises:
-        UserError: the pictures are too small for the network.
+        UserError: the pictures are too small for the network, `input_size` would shrink them, or there are no branches
+            to drop.
     """
-    keras.utils.set_random_seed(seed)
+    known = BACKBONES[backbone]
+    _check(backbone, known, image_size, input_size, drop_path)
     pictures = keras.Input((image_size, image_size, 3), name="images")
-    features = BACKBONES[backbone](pictures)
-    features = keras.layers.GlobalAveragePooling2D(name="pool")(features)
-    features = StatelessDropout(dropout, stream=0, name="head_dropout")(features)
-    logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(features)
-    model = keras.Model(pictures, logits, name=backbone)
+    features = known.stock(_resized(pictures, image_size, input_size)).output
+    stock = keras.Model(pictures, _head(features, num_classes, dropout))
+    keras.utils.set_random_seed(seed)
+    model = rebuild(stock, drop_path=drop_path)
+    model.name = backbone
     set_batchnorm_momentum(model, total_steps)
     return model
 
@@ -53,33 +118,32 @@ def set_batchnorm_momentum(model: keras.Model, total_steps: int) -> None:
             layer.momentum = 1.0 - 1.0 / memory
 
 
-def _mobilenetv3small(pictures: keras.KerasTensor) -> keras.KerasTensor:
-    """MobileNetV3-Small (Howard et al., 2019), 0.94 M weights; scales its pictures to [-1, 1] itself."""
-    size = pictures.shape[1]
-    if size < 32:  # Keras refuses them too, without naming the setting
+def _resized(pictures: keras.KerasTensor, image_size: int, input_size: int | None) -> keras.KerasTensor:
+    if input_size is None or input_size == image_size:
+        return pictures
+    return keras.layers.Resizing(input_size, input_size, name="resize")(pictures)
+
+
+def _head(features: keras.KerasTensor, num_classes: int, dropout: float) -> keras.KerasTensor:
+    if len(features.shape) == 4:
+        features = keras.layers.GlobalAveragePooling2D(name="pool")(features)
+    features = StatelessDropout(dropout, stream=0, name="head_dropout")(features)
+    return keras.layers.Dense(num_classes, dtype="float32", name=HEAD)(features)
+
+
+def _check(backbone: str, known: Backbone, image_size: int, input_size: int | None, drop_path: float) -> None:
+    side, key = (image_size, "data.image_size") if input_size is None else (input_size, "model.input_size")
+    if side < known.smallest:  # Keras refuses them too, without naming the setting
         raise UserError(
-            f"data.image_size={size}: model.backbone=mobilenetv3small needs pictures of at least 32 pixels; "
-            "set data.image_size=32, or model.backbone=cnn"
+            f"{key}={side}: model.backbone={backbone} needs pictures of at least {known.smallest} pixels; "
+            f"set {key}={known.smallest}, or model.backbone=cnn"
         )
-    network = keras.applications.MobileNetV3Small(
-        input_tensor=pictures, include_top=False, weights=None, include_preprocessing=True
-    )
-    return network.output
-
-
-def _cnn(pictures: keras.KerasTensor) -> keras.KerasTensor:
-    """A plain convolutional network: four times 3x3 convolution, BatchNorm, ReLU, pooling; 0.39 M weights."""
-    features = keras.layers.Rescaling(1 / 127.5, -1.0, name="rescale")(pictures)
-    for stage, width in enumerate((32, 64, 128, 256)):
-        convolution = keras.layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"stage{stage}_conv")
-        features = convolution(features)
-        features = keras.layers.BatchNormalization(name=f"stage{stage}_norm")(features)
-        features = keras.layers.ReLU(name=f"stage{stage}_relu")(features)
-        features = keras.layers.MaxPooling2D(name=f"stage{stage}_pool")(features)
-    return features
-
-
-BACKBONES: dict[str, Callable[[keras.KerasTensor], keras.KerasTensor]] = {
-    "cnn": _cnn,
-    "mobilenetv3small": _mobilenetv3small,
-}
+    if side < image_size:
+        raise UserError(
+            f"model.input_size={side} is smaller than data.image_size={image_size}: the network only enlarges; "
+            f"set data.image_size={side}, which shrinks the pictures once, when they are read"
+        )
+    if drop_path and not known.has_branches:
+        raise UserError(
+            f"model.drop_path={drop_path}: model.backbone={backbone} has no residual branches to leave out; use 0"
+        )

@@ -15,18 +15,19 @@ import numpy as np
 import tensorflow as tf
 
 from bloodcell_dist.models.dropout import without_dropout
+from bloodcell_dist.models.finetune import batchnorm_layers
 
 
 class Recalibration:
     """Sets a network's moving statistics to those of given batches.
 
     Args:
-        model: network with or without BatchNorm layers.
+        model: network with or without BatchNorm layers; frozen ones keep their statistics, as they do in training.
         xla: compile the forward pass.
     """
 
     def __init__(self, model: keras.Model, xla: bool) -> None:
-        self._layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        self._layers = batchnorm_layers(model)
         self._forward = tf.function(self._batch_statistics(model), jit_compile=xla or None, autograph=False)
 
     def __call__(self, batches: Iterable[tf.Tensor]) -> None:

@@ -1,13 +1,14 @@
-"""Dropout whose masks depend on (seed, step, position in the global batch) only.
+"""Dropout and stochastic depth whose masks depend on (seed, step, position in the global batch) only.
 
-Keras' own Dropout keeps a generator state: a resumed run draws other masks, and MirroredStrategy replicas draw the same
+Keras' own layers keep a generator state: a resumed run draws other masks, and MirroredStrategy replicas draw the same
 ones. Here the step opens a `randomness` scope with one key per example, and each layer derives its mask from these keys
-and its own stream number.
+and its own number.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,13 +16,31 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from bloodcell_dist.randomness import DROPOUT_STREAM, example_keys, uniform
+from bloodcell_dist.randomness import DROP_PATH_STREAM, DROPOUT_STREAM, example_keys, uniform
+
+MAX_PATHS = 128  # more residual blocks than any of our networks has
+
+
+class _Draws:
+    """The random numbers of one step for the examples of one replica's pass."""
+
+    def __init__(self, seed: int, step: tf.Tensor, positions: tf.Tensor) -> None:
+        self._seed, self._step, self._positions = seed, step, positions
+
+    def of_layer(self, stream: int, count: int) -> tf.Tensor:
+        """float32 [B, count] in [0, 1), of one dropout layer."""
+        return uniform(example_keys(self._seed, self._step, self._positions, DROPOUT_STREAM + stream), count)
+
+    @functools.cached_property
+    def of_paths(self) -> tf.Tensor:
+        """float32 [B, MAX_PATHS] in [0, 1): one per residual block, at once since 50 small draws cost more."""
+        return uniform(example_keys(self._seed, self._step, self._positions, DROP_PATH_STREAM), MAX_PATHS)
 
 
 class _Scope(threading.local):
-    """The draw context of this thread; tf.distribute traces each replica in a thread of its own."""
+    """The draws of this thread; tf.distribute traces each replica in a thread of its own."""
 
-    current: tuple[int, tf.Tensor, tf.Tensor] | None = None
+    draws: _Draws | None = None
     silent: bool = False
 
 
@@ -37,11 +56,11 @@ def randomness(seed: int, step: tf.Tensor, positions: tf.Tensor) -> Iterator[Non
         step: int scalar, the update being computed.
         positions: int32 [B], place of each example in the global batch.
     """
-    before, _scope.current = _scope.current, (seed, step, positions)
+    before, _scope.draws = _scope.draws, _Draws(seed, step, positions)
     try:
         yield
     finally:
-        _scope.current = before
+        _scope.draws = before
 
 
 @contextlib.contextmanager
@@ -57,7 +76,7 @@ def without_dropout() -> Iterator[None]:
 class StatelessDropout(keras.layers.Dropout):
     """Inverted dropout (Srivastava et al., 2014) with stateless masks inside a `randomness` scope.
 
-    Outside of one it is Keras' Dropout, so the network still works with `model.fit`.
+    Outside of one it is Keras' Dropout, so the network still works with `model.fit`. A frozen layer drops nothing.
 
     Args:
         rate: share of activations set to zero, 0 to below 1.
@@ -70,16 +89,39 @@ class StatelessDropout(keras.layers.Dropout):
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Masked and rescaled activations; float [B, ...] as given."""
-        if _scope.silent:
+        if _scope.silent or not self.trainable:
             return inputs
-        if not training or not self.rate or _scope.current is None:
+        if not training or not self.rate or _scope.draws is None:
             return super().call(inputs, training=training)
-        seed, step, positions = _scope.current
-        keys = example_keys(seed, step, positions, DROPOUT_STREAM + self.stream)
-        draws = uniform(keys, inputs.shape[1:].num_elements())
-        kept = tf.reshape(draws >= self.rate, [-1, *inputs.shape[1:]])
+        kept = tf.reshape(self._draw(_scope.draws, inputs) >= self.rate, self._mask_shape(inputs))
         return tf.where(kept, inputs / (1.0 - self.rate), tf.zeros_like(inputs))
+
+    def _draw(self, draws: _Draws, inputs: tf.Tensor) -> tf.Tensor:
+        """Uniform numbers, one for each value of the mask."""
+        return draws.of_layer(self.stream, inputs.shape[1:].num_elements())
+
+    def _mask_shape(self, inputs: tf.Tensor) -> list[int]:
+        return [-1, *inputs.shape[1:]]
 
     def get_config(self) -> dict[str, Any]:
         """Keras' configuration and the stream number."""
         return {**super().get_config(), "stream": self.stream}
+
+
+class StochasticDepth(StatelessDropout):
+    """Leaves out a residual branch for whole examples ("stochastic depth", Huang et al., arXiv 1603.09382).
+
+    Args:
+        rate: share of examples whose branch is left out, 0 to below 1.
+        stream: number of the branch in its network, 0 to MAX_PATHS - 1.
+    """
+
+    def __init__(self, rate: float, stream: int = 0, **kwargs: Any) -> None:
+        kwargs.setdefault("noise_shape", (None, 1, 1, 1))
+        super().__init__(rate, stream, **kwargs)
+
+    def _draw(self, draws: _Draws, inputs: tf.Tensor) -> tf.Tensor:
+        return draws.of_paths[:, self.stream]
+
+    def _mask_shape(self, inputs: tf.Tensor) -> list[int]:
+        return [-1, 1, 1, 1]

@@ -4,100 +4,128 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bloodcell_dist import runtime  # before Keras: it imports TensorFlow quietly
-from bloodcell_dist.atomic import atomic_write_json
 from bloodcell_dist.data.dataset import TEST
 from bloodcell_dist.data.sources import load_dataset, load_images
-from bloodcell_dist.errors import UserError
-from bloodcell_dist.evaluation.metrics import score_split
-from bloodcell_dist.evaluation.plots import plot_confusion, plot_mistakes, plot_per_class
+from bloodcell_dist.evaluation.metrics import classification_metrics, score_split
 from bloodcell_dist.evaluation.predictions import Predictions, write_predictions
-from bloodcell_dist.history import parse_object
 from bloodcell_dist.outputs import check_folder_of, writing
-from bloodcell_dist.serving.predictor import Predictor
+from bloodcell_dist.serving.ensemble import Member, Pictures, average, look_at_runs, predict_members
+from bloodcell_dist.serving.evaluations import folder_name, refuse_other, write_evaluation
 
 log = logging.getLogger(__name__)
 
 
-def evaluate_run(folder: str, data_path: str, out: str | None) -> None:
-    """Measure a finished run on labelled cells; writes metrics, predictions and plots to a new folder.
+def evaluate_runs(folders: Sequence[str], data_path: str, out: str | None) -> None:
+    """Measure finished runs on labelled cells; writes metrics, predictions and plots to a new folder.
 
     Args:
-        folder: of the run.
-        data_path: npz, MedMNIST file (its test part) or folder of class folders; labels in the run's class order.
-        out: folder for the output; None is `RUN/evaluations/<name of the data>`. UserError if other data were measured
-            there.
+        folders: of one run, or of several whose probabilities are averaged. The first one's `train.seed` and
+            `evaluate.bootstrap` make the intervals.
+        data_path: npz, MedMNIST file (its test part) or folder of class folders; labels in the runs' class order.
+        out: folder for the output; None is `RUN/evaluations/<name of the data>` in the first run's folder, for several
+            with the names of the others. UserError if other data or other runs were measured there.
     """
     runtime.look_at_machine()
-    predictor = Predictor(folder)
-    data = predictor.settings.data
+    members = look_at_runs(folders)
+    class_names, settings = members[0].class_names, members[0].settings
     source = os.path.abspath(os.path.expanduser(data_path))
-    place = Path(out) if out else predictor.run.path / "evaluations" / Path(source).stem
-    refuse_other(place, source)
-    cells = load_dataset("auto", source, class_names=predictor.class_names, image_size=data.image_size, crop=data.crop)
-    whole = cells.partition is None
-    if cells.partition is not None:
-        cells = cells.take(np.flatnonzero(cells.partition == TEST))
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-    probabilities = predictor.probabilities(cells.images)
-    seed, resamples = predictor.settings.train.seed, predictor.settings.evaluate.bootstrap
-    scores = score_split(probabilities, cells.labels, cells.class_names, resamples=resamples, seed=seed)
-    content = {
-        "run": str(predictor.run.path),
-        "data": source,
-        "examples": cells.num_examples,
-        **scores.metrics,
-        "intervals": scores.intervals,
-        "class_names": cells.class_names,
-        "per_class": scores.per_class,
-        "confusion": scores.confusion,
-    }
-    names = [cells.name_of(index) for index in range(cells.num_examples)]
-    predictions = Predictions(names, cells.class_names, probabilities, cells.labels)
-    title = f"{Path(source).name}, {cells.num_examples} cells"
-    with writing(place):
-        write_predictions(place / "predictions.csv", predictions)
-        plot_confusion(place / "confusion.png", np.asarray(scores.confusion), cells.class_names, title)
-        plot_per_class(place / "per_class.png", scores.per_class, title)
-        plot_mistakes(place / "mistakes.png", cells.images, cells.labels, probabilities, cells.class_names)
-        atomic_write_json(place / "metrics.json", content)
+    place = Path(out) if out else members[0].run.path / "evaluations" / folder_name(Path(source).stem, members)
+    refuse_other(place, source, members)
+
+    def load(image_size: int, crop: int | None) -> Pictures:
+        cells = _labelled(source, class_names, image_size, crop)
+        with writing(place):  # now, not after the networks have run, which may take hours
+            place.mkdir(parents=True, exist_ok=True)
+        return cells
+
+    comparison = _Comparison(members)
+    cells, of_members = predict_members(members, load, comparison.add)
+    probabilities = average(of_members)
+    resamples, seed = settings.evaluate.bootstrap, settings.train.seed
+    scores = score_split(probabilities, cells.labels, class_names, resamples=resamples, seed=seed)
+    write_evaluation(place, source, comparison.content(), cells, class_names, probabilities, scores)
+    comparison.conclude(scores.metrics)
     for name, value in scores.metrics.items():
         low, high = scores.intervals.get(name, (None, None))
         interval = "" if low is None else f"  (95% interval {low:.4f} to {high:.4f})"
         log.info("%-18s %.4f%s", name, value, interval)
-    part = "" if whole else f" of the test part of {source}"
-    log.info("%d cells%s; details in %s", cells.num_examples, part, place)
+    log.info("%d cells%s; details in %s", len(cells.images), cells.part, place)
 
 
-def predict_pictures(folder: str, pictures: str, out: str) -> None:
-    """Classify unlabelled pictures with a finished run and write a CSV.
+def predict_pictures(folders: Sequence[str], pictures: str, out: str) -> None:
+    """Classify unlabelled pictures with finished runs and write a CSV.
 
     Args:
-        folder: of the run.
+        folders: of one run, or of several whose probabilities are averaged.
         pictures: one picture, a folder of them, or an npz with `images`.
         out: the CSV to write.
     """
     check_folder_of(out)
     runtime.look_at_machine()
-    predictor = Predictor(folder)
-    data = predictor.settings.data
-    images, names = load_images(pictures, data.image_size, data.crop)
-    predictions = Predictions(names, predictor.class_names, predictor.probabilities(images))
-    write_predictions(out, predictions)
-    log.info("%d pictures classified; see %s", len(images), out)
+    members = look_at_runs(folders)
+    found, of_members = predict_members(members, lambda *geometry: Pictures(*load_images(pictures, *geometry)))
+    write_predictions(out, Predictions(found.names, members[0].class_names, average(of_members)))
+    log.info("%d pictures classified; see %s", len(found.images), out)
 
 
-def refuse_other(place: Path, source: str) -> None:
-    """UserError if `place` holds the evaluation of other data than those at the absolute path `source`."""
-    with suppress(OSError):
-        found = parse_object((place / "metrics.json").read_bytes()) or {}
-        if found.get("data", source) != source:
-            raise UserError(
-                f"{place}: holds the evaluation of {found['data']}, not of {source}; give another folder with --out"
-            )
+def _labelled(source: str, class_names: Sequence[str], image_size: int, crop: int | None) -> Pictures:
+    """All cells of a source, or its test part if it is divided."""
+    cells = load_dataset("auto", source, class_names=class_names, image_size=image_size, crop=crop)
+    part = ""
+    if cells.partition is not None:
+        part = f" of the test part of {source}"
+        cells = cells.take(np.flatnonzero(cells.partition == TEST))
+    return Pictures(cells.images, [cells.name_of(index) for index in range(cells.num_examples)], cells.labels, part)
+
+
+class _Comparison:
+    """Each member of an ensemble beside the whole: rows in the log as they are measured, and in metrics.json.
+
+    Of one run there is nothing to compare, and it says nothing.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self._members = members
+        self._metrics: dict[str, Mapping[str, float]] = {}
+        self._whole = f"ensemble of {len(members)}"
+        self._width = max(map(len, [self._whole, *map(_title, members)]))
+
+    def add(self, member: Member, cells: Pictures, probabilities: np.ndarray) -> None:
+        """Measure a member on its cells."""
+        if len(self._members) == 1:
+            return
+        if not self._metrics:
+            log.info("%-*s  accuracy  macro-F1    loss", self._width, "")
+        self._metrics[member.run_id] = classification_metrics(probabilities, cells.labels)
+        self._show(_title(member), self._metrics[member.run_id])
+
+    def conclude(self, metrics: Mapping[str, float]) -> None:
+        """Show the ensemble's own."""
+        if len(self._members) > 1:
+            self._show(self._whole, metrics)
+
+    def content(self) -> dict[str, Any]:
+        """What metrics.json says of the runs, in the order in which they were given."""
+        if len(self._members) == 1:
+            return {"run": self._members[0].path}
+        rows = [
+            {"run": member.path, "run_id": member.run_id, "backbone": member.settings.model.backbone}
+            | dict(self._metrics[member.run_id])
+            for member in self._members
+        ]
+        return {"runs": [member.path for member in self._members], "members": rows}
+
+    def _show(self, title: str, metrics: Mapping[str, float]) -> None:
+        values = (metrics[name] for name in ("accuracy", "macro_f1", "loss"))
+        log.info("%-*s  %8.4f  %8.4f  %6.4f", self._width, title, *values)
+
+
+def _title(member: Member) -> str:
+    return f"{member.path} ({member.settings.model.backbone})"

@@ -14,7 +14,7 @@ from bloodcell_dist.training.preemption import StopRequest
 from bloodcell_dist.training.progress import EpochProgress
 from bloodcell_dist.training.record import EpochRecord
 from bloodcell_dist.training.replication import Replication
-from bloodcell_dist.training.schedule import Schedule
+from bloodcell_dist.training.stages import Stages
 from bloodcell_dist.training.step import StepOutput
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def run_loop(
     step_function: Callable[[Any, int, float], StepOutput],
     *,
     plan: IndexPlan,
-    schedule: Schedule,
+    stages: Stages,
     replication: Replication,
     length: Length,
     first_step: int,
@@ -89,8 +89,12 @@ def run_loop(
         with EpochProgress(epoch + 1, length.epochs, step - start, end - start) as progress:
             clock = time.monotonic()
             for indices in replication.feed(batches):
-                record.add(step_function(indices, step, schedule(step)))
-                if step == first_step:
+                compiles = step == first_step or step in stages.first_steps
+                if compiles:
+                    _pause(record, clock)
+                    clock = time.monotonic()
+                record.add(step_function(indices, step, stages.learning_rate(step)))
+                if compiles:
                     clock = _after_compiling(record, clock)
                 else:
                     record.timed_examples += plan.global_batch_size
@@ -111,8 +115,8 @@ def run_loop(
 
 
 def _after_compiling(record: EpochRecord, clock: float) -> float:
-    """Tell how long the first step took; it does not count towards images/s. The new start of the clock."""
-    record.last_loss()  # waits for the step
+    """Tell how long a stage's first step took; it does not count towards images/s. The new start of the clock."""
+    record.read()  # waits for the step, the update included
     now = time.monotonic()
     log.info("first step, with tracing and compiling: %.0f s", now - clock)
     return now

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.models.finetune import weight_names
 from bloodcell_dist.training.record import EpochRecord
 from bloodcell_dist.training.update import Update
 
@@ -29,29 +30,32 @@ class TrainingState:
         self._record = record
         self._best: dict[str, np.ndarray] = {}
 
+    def _named(self) -> list[tuple[str, Any]]:
+        return list(zip(weight_names(self._model), self._model.weights, strict=True))
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything, copied to the host.
 
         The best epoch's weights are among it: in a file of their own they could be newer than the checkpoint that a
         run continues from.
         """
-        weights = {f"weights/{variable.path}": variable.numpy() for variable in self._model.weights}
+        weights = {f"weights/{name}": variable.numpy() for name, variable in self._named()}
         optimizer = {f"optimizer/{name}": variable.numpy() for name, variable in self._update.state().items()}
         best = {f"best/{name}": value for name, value in self._best.items()}
         return weights | optimizer | best | self._record.arrays()
 
     def keep_best(self) -> None:
         """Remember the weights that the network has now as the best."""
-        self._best = {variable.path: variable.numpy() for variable in self._model.weights}
+        self._best = {name: variable.numpy() for name, variable in self._named()}
 
     def take_best(self) -> None:
         """Give the network the best weights."""
-        for variable in self._model.weights:
-            variable.assign(self._best[variable.path])
+        for name, variable in self._named():
+            variable.assign(self._best[name])
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up the arrays of a checkpoint. Raises UserError if they are another network's or optimizer's."""
-        targets: dict[str, Any] = {f"weights/{variable.path}": variable for variable in self._model.weights}
+        targets: dict[str, Any] = {f"weights/{name}": variable for name, variable in self._named()}
         targets |= {f"optimizer/{name}": variable for name, variable in self._update.state().items()}
         saved = {name for name in arrays if not name.startswith(("epoch/", "best/"))}
         if saved != set(targets):
@@ -80,8 +84,8 @@ class TrainingState:
         """
         before = self._model.get_weights()
         try:
-            for variable, average in zip(self._model.trainable_variables, self._update.averages, strict=False):
-                variable.assign(average)
+            for weight, average in zip(self._update.weights, self._update.averages, strict=False):  # none without EMA
+                weight.assign(average)
             recalibrate()
             yield
         finally:

@@ -97,7 +97,7 @@ class Step:
     """One optimizer update from the indices of this worker's share of a global batch.
 
     Args:
-        gradients: of `gradient_function`.
+        gradients: of `gradient_function`; another may be put in its place between two steps.
         update: the optimizer's state.
         replication: sums the gradients.
         images: uint8 [N, H, W, 3], kept in every replica's memory.
@@ -116,7 +116,7 @@ class Step:
         labels: np.ndarray,
         per_replica_batch_size: int,
     ) -> None:
-        self._gradients = gradients
+        self.gradients = gradients
         self._update = update
         self._replication = replication
         self._images = replication.place(images)
@@ -148,7 +148,7 @@ class Step:
         losses, probabilities = [], []
         for start in range(0, indices.shape[0], self._pass_size):
             part = indices[start : start + self._pass_size]
-            gradients, part_losses, part_probabilities = self._gradients(
+            gradients, part_losses, part_probabilities = self.gradients(
                 images, labels, part, first + start, step, self._update.loss_scale.read_value()
             )
             sums = gradients if sums is None else self._add(sums, gradients)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from bloodcell_dist.training.optimizers import Rule, clip_by_global_norm, new_weight
@@ -20,7 +21,7 @@ class Update:
     """The state of the optimizer and the function that advances it.
 
     Args:
-        weights: the trainable tf.Variables, float32.
+        weights: the tf.Variables that train at some time of the run, float32.
         names: a unique name for each, used in checkpoints.
         rule: the update rule.
         weight_decay: decoupled decay of weights with two or more dimensions; biases and norms are left alone.
@@ -45,11 +46,11 @@ class Update:
         loss_scaling: bool = False,
         xla: bool = True,
     ) -> None:
-        self._weights = list(weights)
+        self.weights = list(weights)
         self._names = list(names)
         self._rule = rule
         self._decays = [weight_decay if len(weight.shape) > 1 else 0.0 for weight in weights]
-        self._multipliers = list(multipliers) if multipliers is not None else [1.0] * len(self._weights)
+        self._multipliers = list(multipliers) if multipliers is not None else [1.0] * len(self.weights)
         self._clip_norm = clip_norm
         self._ema_decay = ema_decay
         self._loss_scaling = loss_scaling
@@ -60,15 +61,24 @@ class Update:
         self.loss_scale = tf.Variable(INITIAL_LOSS_SCALE if loss_scaling else 1.0, trainable=False)
         # int64: TensorFlow keeps int32 variables in host memory, where a program compiled for a GPU cannot use them.
         self._finite_updates = tf.Variable(0, dtype=tf.int64, trainable=False)
-        self._count = tf.Variable(0.0, trainable=False)
-        self.apply = tf.function(self._apply, jit_compile=xla or None, autograph=False)
+        self._counts = tf.Variable(tf.zeros([len(self.weights)]), trainable=False)
+        self._xla = xla
+        self.select(range(len(self.weights)))
+
+    def select(self, active: Sequence[int]) -> None:
+        """Train only the weights of these numbers from now on; `apply` then takes their gradients, in this order.
+
+        The state of the others stays, and is taken up again when they come back.
+        """
+        self._active = list(active)
+        self.apply = tf.function(self._apply, jit_compile=self._xla or None, autograph=False)
 
     def state(self) -> dict[str, tf.Variable]:
         """Everything a checkpoint must hold besides the weights, by name."""
         state = {
             "loss_scale": self.loss_scale,
             "finite_updates": self._finite_updates,
-            "count": self._count,
+            "counts": self._counts,
         }
         for name, slots in zip(self._names, self._slots, strict=True):
             state |= {f"{slot}/{name}": v for slot, v in zip(self._rule.slot_names, slots, strict=True)}
@@ -80,7 +90,7 @@ class Update:
         """Advance by one update.
 
         Args:
-            gradients: sums over replicas of the scaled loss's gradients, in the order of the weights.
+            gradients: sums over replicas of the scaled loss's gradients, in the order of the selected weights.
             learning_rate: float32 scalar.
 
         Returns:
@@ -89,8 +99,11 @@ class Update:
         gradients = [gradient / self.loss_scale for gradient in gradients]
         gradients, norm = clip_by_global_norm(gradients, self._clip_norm)
         finite = tf.math.is_finite(norm)
-        count = self._count + 1.0
-        for index, (weight, gradient) in enumerate(zip(self._weights, gradients, strict=True)):
+        # Each weight has its own count: one that joins later has slots that begin at zero, and AdamW's correction for
+        # that goes by the number of its own updates.
+        counts = self._counts + tf.constant(np.isin(range(len(self.weights)), self._active), tf.float32)
+        for index, gradient in zip(self._active, gradients, strict=True):
+            weight = self.weights[index]
             value, slots = new_weight(
                 self._rule,
                 weight.read_value(),
@@ -98,23 +111,23 @@ class Update:
                 tuple(slot.read_value() for slot in self._slots[index]),
                 learning_rate=learning_rate * self._multipliers[index],
                 weight_decay=self._decays[index],
-                count=count,
+                count=counts[index],
             )
             weight.assign(tf.where(finite, value, weight))
             for variable, slot in zip(self._slots[index], slots, strict=True):
                 variable.assign(tf.where(finite, slot, variable))
-        self._count.assign(tf.where(finite, count, self._count))
+        self._counts.assign(tf.where(finite, counts, self._counts))
         self._average(finite)
         self._rescale(finite)
         return norm, finite
 
     def _average(self, finite: tf.Tensor) -> None:
-        """Move the averages towards the weights."""
+        """Move the averages towards the weights; that of a weight which has never trained is equal to it and stays."""
         if self._ema_decay is None:
             return
-        decay = tf.minimum(self._ema_decay, (1.0 + self._count) / (10.0 + self._count))
-        for average, weight in zip(self.averages, self._weights, strict=True):
-            moved = average + (weight - average) * (1.0 - decay)
+        decays = tf.minimum(self._ema_decay, (1.0 + self._counts) / (10.0 + self._counts))
+        for index, (average, weight) in enumerate(zip(self.averages, self.weights, strict=True)):
+            moved = average + (weight - average) * (1.0 - decays[index])
             average.assign(tf.where(finite, moved, average))
 
     def _rescale(self, finite: tf.Tensor) -> None:

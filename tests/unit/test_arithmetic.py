@@ -36,7 +36,7 @@ def test_one_line_says_it_all(overrides: list[str], num_replicas: int, line: str
 def test_the_schedule_spans_the_epochs_although_max_steps_ends_earlier() -> None:
     settings = load_settings(None, ["train.epochs=10", "train.global_batch_size=10", "train.max_steps=5"])
     arithmetic = work_out(settings, LABELS, 1)
-    assert arithmetic.schedule.total_steps == 100
+    assert arithmetic.stages.at(0).schedule.total_steps == 100
     assert arithmetic.length.total_steps == 5
 
 

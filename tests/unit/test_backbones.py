@@ -89,16 +89,35 @@ def test_mobilenets_momentum_is_set_too() -> None:
     assert {layer.momentum for layer in layers} == {0.9}
 
 
-@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+LARGE = ("efficientnetv2s", "efficientnetv2m", "convnextbase")
+ALL = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in BACKBONES]
+
+
+@pytest.mark.parametrize("backbone", ALL)
 def test_the_head_has_our_dropout_and_no_other(backbone: str) -> None:
     layers = [layer for layer in build(backbone).layers if isinstance(layer, keras.layers.Dropout)]
     assert [(type(layer), layer.rate, layer.name) for layer in layers] == [(StatelessDropout, 0.2, "head_dropout")]
 
 
-@pytest.mark.parametrize("backbone", sorted(BACKBONES))
-def test_raw_pictures_are_scaled_inside(backbone: str) -> None:
-    layer = next(layer for layer in build(backbone).layers if isinstance(layer, keras.layers.Rescaling))
-    np.testing.assert_allclose(layer(np.array([0.0, 127.5, 255.0])), [-1.0, 0.0, 1.0], atol=1e-6)
+SCALING = {
+    "cnn": (-1.0, 1.0),
+    "mobilenetv3small": (-1.0, 1.0),
+    "efficientnetb0": (-0.485 / 0.229, (1 - 0.485) / 0.229),
+    "efficientnetv2s": (-1.0, 255 / 128 - 1),
+    "efficientnetv2m": (-1.0, 255 / 128 - 1),
+    "convnextbase": (-0.485 / 0.229, (1 - 0.485) / 0.229),
+}
+"""What black and white become in the first channel."""
+
+
+@pytest.mark.parametrize("backbone", ALL)
+def test_raw_pictures_are_scaled_inside_as_each_family_wants(backbone: str) -> None:
+    model = build(backbone)
+    first = next(layer for layer in model.layers if layer.weights)
+    scaling = keras.Model(model.input, first.input)
+    for value, expected in zip((0.0, 255.0), SCALING[backbone], strict=True):
+        scaled = scaling(np.full((1, SIZE, SIZE, 3), value, np.float32))
+        np.testing.assert_allclose(np.asarray(scaled)[0, 8, 8, 0], expected, rtol=1e-5)
 
 
 def test_a_backbone_that_is_not_there_is_an_error() -> None:

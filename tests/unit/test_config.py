@@ -129,7 +129,7 @@ def test_folds_count_from_zero() -> None:
         ("optimiser", "did you mean optimizer?"),
         ("train.lr", "known are train.epochs, train.max_steps, "),
         ("train", "known are train.epochs, train.max_steps, "),
-        ("zzz", "known are data, augment, model, optimizer, train, distribute, checkpoint, evaluate"),
+        ("zzz", "known are data, augment, model, finetune, optimizer, train, distribute, checkpoint, evaluate"),
     ],
 )
 def test_an_unknown_key_names_the_closest(key: str, hint: str) -> None:

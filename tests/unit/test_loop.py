@@ -13,12 +13,12 @@ from bloodcell_dist.training.loop import Actions, Length, run_loop
 from bloodcell_dist.training.preemption import StopRequest
 from bloodcell_dist.training.record import EpochRecord
 from bloodcell_dist.training.replication import SingleDevice
-from bloodcell_dist.training.schedule import Schedule
+from bloodcell_dist.training.stages import lay_out
 from bloodcell_dist.training.step import StepOutput
 
 STEPS_PER_EPOCH = 5
 PLAN = IndexPlan(labels=np.arange(20) % 2, global_batch_size=4, seed=3)
-SCHEDULE = Schedule(peak=1.0, total_steps=15, warmup_steps=3)
+STAGES = lay_out([(1.0, "all", 1.0)], total_steps=15, learning_rate=1.0, warmup_steps=3, shape="cosine")
 
 
 class Diary:
@@ -50,7 +50,7 @@ class Diary:
         run_loop(
             self.step,
             plan=PLAN,
-            schedule=SCHEDULE,
+            stages=STAGES,
             replication=SingleDevice(),
             length=Length(STEPS_PER_EPOCH, total_steps),
             first_step=first_step,
@@ -71,7 +71,7 @@ def test_steps_run_in_order_with_the_batches_and_rates_of_the_plan() -> None:
     for step in range(15):
         np.testing.assert_array_equal(diary.batches[step], PLAN.batch_at(step))
         assert diary.batches[step].dtype == np.int32
-        assert diary.rates[step] == SCHEDULE(step)
+        assert diary.rates[step] == STAGES.learning_rate(step)
 
 
 def test_an_epoch_ends_with_its_own_record_then_a_checkpoint() -> None:
@@ -138,7 +138,7 @@ def test_a_stop_on_another_rank_is_named_so() -> None:
         run_loop(
             diary.step,
             plan=PLAN,
-            schedule=SCHEDULE,
+            stages=STAGES,
             replication=TwoRanks(),
             length=Length(STEPS_PER_EPOCH, 15),
             first_step=0,

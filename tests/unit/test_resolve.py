@@ -41,9 +41,10 @@ def test_auto_follows_the_machine(tmp_path: Path, machine: Machine, epochs: int,
     settings, lines = settle(tmp_path, machine=machine)
     train = settings.train
     assert (train.epochs, train.precision, train.xla) == (epochs, precision, xla)
-    assert (settings.distribute.strategy, settings.model.backbone) == ("single", "mobilenetv3small")
+    backbone = "convnextbase" if machine.num_gpus else "mobilenetv3small"
+    assert (settings.distribute.strategy, settings.model.backbone) == ("single", backbone)
     assert "auto" not in settings.model_dump_json()
-    assert len(lines) == 6 and all(" = " in line and ": " in line for line in lines)
+    assert len(lines) == 7 and all(" = " in line and ": " in line for line in lines)
 
 
 def test_what_is_given_is_not_chosen(tmp_path: Path) -> None:

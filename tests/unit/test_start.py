@@ -19,7 +19,7 @@ from bloodcell_dist.errors import UserError
 from bloodcell_dist.resolve import Machine
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.settings import Settings
-from bloodcell_dist.start import begin_run, check_cells, default_cache, load_data, open_run, run_folder, settle
+from bloodcell_dist.start import begin_run, check_begun, default_cache, load_data, open_run, run_folder, settle
 
 
 @pytest.fixture(autouse=True)
@@ -148,9 +148,9 @@ def test_what_does_not_touch_the_training_may_change(tmp_path: Path, setting: st
 
 def test_other_cells_are_refused_even_before_the_first_checkpoint(tmp_path: Path) -> None:
     with begun(tmp_path / "run") as run:
-        check_cells(run, CELLS)
+        check_begun(run, CELLS)
         with pytest.raises(UserError, match="the training cells are not those this run began with .12 examples, SHA"):
-            check_cells(run, cells(1))
+            check_begun(run, cells(1))
 
 
 @pytest.mark.parametrize(("asked", "cached"), [("off", False), ("mine", True)])

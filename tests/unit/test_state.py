@@ -79,7 +79,7 @@ def test_the_arrays_hold_weights_statistics_slots_averages_and_the_record() -> N
         "weights/norm/moving_variance",
         "optimizer/momentum/dense/kernel",
         "optimizer/average/logits/bias",
-        "optimizer/count",
+        "optimizer/counts",
         "optimizer/loss_scale",
         "epoch/losses",
     } <= names

@@ -184,7 +184,7 @@ def test_an_update_goes_on_from_its_saved_state_to_the_bit(rule: str) -> None:
 
 def test_names_in_the_state_say_what_they_are() -> None:
     update, _ = make("adamw")
-    assert {"loss_scale", "finite_updates", "count", "mean/dense/kernel", "square/dense/bias"} < set(update.state())
+    assert {"loss_scale", "finite_updates", "counts", "mean/dense/kernel", "square/dense/bias"} < set(update.state())
 
 
 @pytest.mark.parametrize("rule", ["lion", "adamw", "sgd"])

@@ -1,0 +1,104 @@
+"""Training in stages: which step belongs to which, its learning rate, and the change from one to the next."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bloodcell_dist.errors import UserError
+from bloodcell_dist.training.schedule import Schedule
+from bloodcell_dist.training.step import StepOutput
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run in which the same layers train.
+
+    Attributes:
+        train: which: `head`, `all` or `last:0.4`.
+        first_step, end_step: its updates, the last one not included.
+        schedule: learning rate by the update's number within the stage.
+    """
+
+    train: str
+    first_step: int
+    end_step: int
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a run, one after the other."""
+
+    stages: tuple[Stage, ...]
+
+    def at(self, step: int) -> Stage:
+        """The stage that update `step` (from 0) belongs to; the last one for any later step."""
+        return next((stage for stage in self.stages if step < stage.end_step), self.stages[-1])
+
+    def learning_rate(self, step: int) -> float:
+        """Of update `step`, which counts from 0 over the whole run."""
+        stage = self.at(step)
+        return stage.schedule(step - stage.first_step)
+
+    @property
+    def first_steps(self) -> frozenset[int]:
+        """Where the stages begin: there the step is traced anew."""
+        return frozenset(stage.first_step for stage in self.stages)
+
+
+def lay_out(
+    parts: Sequence[tuple[float, str, float]],
+    *,
+    total_steps: int,
+    learning_rate: float,
+    warmup_steps: int,
+    shape: Literal["cosine", "constant"],
+) -> Stages:
+    """Stages from (share, train, rate) triples, each with a warm-up and a decay of its own.
+
+    A warm-up takes at most half of its stage. Raises UserError for a stage that is shorter than an update.
+    """
+    total = sum(share for share, _, _ in parts)
+    ends = [round(total_steps * end / total) for end in itertools.accumulate(share for share, _, _ in parts)]
+    stages = []
+    for number, ((share, train, rate), first, end) in enumerate(zip(parts, [0, *ends], ends, strict=False)):
+        if first == end:
+            raise UserError(
+                f"finetune.stages[{number}].share={share:g} of {total_steps} steps is less than one step; "
+                "make it larger, raise train.epochs, or leave the stage out"
+            )
+        steps = end - first
+        warmup = warmup_steps if len(parts) == 1 else min(warmup_steps, steps // 2)
+        stages.append(Stage(train, first, end, Schedule(learning_rate * rate, steps, warmup, shape)))
+    return Stages(tuple(stages))
+
+
+class StagedStep:
+    """Makes each update with the step function of its stage, which is built when the stage begins.
+
+    Args:
+        stages: of the run.
+        build: makes the step function of a stage, after freezing what does not train in it.
+    """
+
+    def __init__(self, stages: Stages, build: Callable[[Stage], Callable[[Any, int, float], StepOutput]]) -> None:
+        self._stages, self._build = stages, build
+        self._stage: Stage | None = None
+
+    def enter(self, step: int) -> None:
+        """Be in the stage of update `step`: what is evaluated after it has the frozen layers of that stage."""
+        stage = self._stages.at(step)
+        if stage is not self._stage:
+            self._step = self._build(stage)
+            self._stage = stage
+
+    def __call__(self, indices: Any, step: int, learning_rate: float) -> StepOutput:
+        """Make update number `step` (from 0)."""
+        self.enter(step)
+        return self._step(indices, step, learning_rate)

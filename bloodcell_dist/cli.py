@@ -56,6 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_settings_options(preview)
     add_traceback_option(preview)
 
+    models = _add(
+        commands, "models", "compare the networks: weights, operations, memory, where the ImageNet weights are", _models
+    )
+    models.add_argument("--weights-dir", metavar="DIR", help="folder in which weight files are looked for first")
+    add_traceback_option(models)
+
     weights = commands.add_parser("weights", help="ImageNet weight files, for machines without internet")
     weights_commands = weights.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_weights_commands(weights_commands)
@@ -120,6 +126,12 @@ def _data_preview(options: argparse.Namespace) -> None:
     from bloodcell_dist.data_commands import preview_policy
 
     preview_policy(options.config, options.overrides, options.out)
+
+
+def _models(options: argparse.Namespace) -> None:
+    from bloodcell_dist.models_command import show_models
+
+    show_models(options.weights_dir)
 
 
 def _weights_fetch(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -29,7 +30,8 @@ _STABLE_NAMES = {
 }
 """Names in place of those that Keras numbers by what was built before in the process: checkpoints go by names."""
 _NUMBERED = re.compile(r"(rescaling|normalization|layer_normalization|global_average_pooling2d)(_\d+)?")
-_MOBILENET_ADD = re.compile(r"expanded_conv_\d+_add")
+_ADDITIONS = {re.compile(r"expanded_conv_\d+_add"): 1, re.compile(r"block\d+[a-z]_add"): 0}
+"""Where MobileNetV3's and the EfficientNets' residual blocks end, and which of the two summands is the branch."""
 
 
 def rebuild(stock: keras.Model, *, drop_path: float) -> keras.Model:
@@ -44,20 +46,26 @@ def rebuild(stock: keras.Model, *, drop_path: float) -> keras.Model:
     names = {layer.name: _stable_name(layer) for layer in stock.layers}
 
     def clone(layer: Any) -> Any:
+        if isinstance(layer, keras.Sequential):
+            return layer  # opened when it is called
         if is_grouped(layer):
             return _depthwise(layer)
         return layer.__class__.from_config(_config(layer, names.get(layer.name, layer.name)))
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, keras.Sequential):
-            return _one_by_one(layer, args[0])
+            return functools.reduce(lambda tensor, inner: clone(inner)(tensor), layer.layers, args[0])
+        if isinstance(layer, keras.layers.Dropout) and layer.noise_shape is not None:
+            return args[0]  # EfficientNets' own stochastic depth, which EfficientNetV2's first block lacks
         if layer.name not in drops:
             return layer(*args, **kwargs)
         rate, place = drops[layer.name]
-        if _MOBILENET_ADD.fullmatch(layer.name):
-            shortcut, branch = args[0]
-            return layer([shortcut, _drop(branch, rate, place, layer.name.removesuffix("add") + "drop")])
-        return _drop(args[0], rate, place, layer.name)
+        branch = _branch_of(layer.name)
+        if branch is None:
+            return _drop(args[0], rate, place, layer.name)
+        summands = list(args[0])
+        summands[branch] = _drop(summands[branch], rate, place, layer.name.removesuffix("add") + "drop")
+        return layer(summands)
 
     return keras.models.clone_model(stock, clone_function=clone, call_function=call)
 
@@ -69,9 +77,12 @@ def is_grouped(layer: Any) -> bool:
 
 def _ends_branch(layer: keras.layers.Layer) -> bool:
     """Whether a residual branch ends in this layer: where stochastic depth belongs."""
-    if isinstance(layer, keras.layers.Dropout):
-        return layer.noise_shape is not None  # EfficientNets: the stock stochastic depth
-    return layer.name.endswith("_identity") or bool(_MOBILENET_ADD.fullmatch(layer.name))  # ConvNeXt; MobileNetV3
+    return layer.name.endswith("_identity") or _branch_of(layer.name) is not None  # the former are ConvNeXt's
+
+
+def _branch_of(addition: str) -> int | None:
+    """Which summand of the layer of this name is a residual branch, if it is such an addition."""
+    return next((branch for pattern, branch in _ADDITIONS.items() if pattern.fullmatch(addition)), None)
 
 
 def _stable_name(layer: keras.layers.Layer) -> str:
@@ -98,9 +109,3 @@ def _depthwise(layer: keras.layers.Conv2D) -> keras.layers.DepthwiseConv2D:
 
 def _drop(branch: keras.KerasTensor, rate: float, place: int, name: str) -> keras.KerasTensor:
     return StochasticDepth(rate, place, name=name)(branch) if rate else branch
-
-
-def _one_by_one(nested: keras.Sequential, tensor: keras.KerasTensor) -> keras.KerasTensor:
-    for layer in nested.layers:
-        tensor = layer(tensor)
-    return tensor

@@ -5,6 +5,8 @@
 | `.keras` | building the model that the file describes |
 | `.h5` of Keras 2 and of keras.applications, weights alone or a whole model | the order in which the file lists them |
 | `.weights.h5` of Keras 3 | class and number (`layers/conv2d_3`): the file knows neither names nor order |
+
+A nested model's layers in an old `.h5` are found by name as far as possible, since what is frozen stands last there.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ def read_layers(path: Path, architectures: Callable[[], Sequence[keras.Model]]) 
 
     Args:
         path: the file.
-        architectures: makes the networks the file may hold the weights of; called for Keras 3 weight files only. Layers
-            of the file that they do not have, such as a head, come last.
+        architectures: makes the networks the file may hold the weights of; called where the file does not tell the
+            order, as in Keras 3 weight files. Layers of the file that they do not have, such as a head, come last.
 
     Raises:
         UserError: there is no such file, or it is no weight file.
@@ -64,8 +66,9 @@ def read_layers(path: Path, architectures: Callable[[], Sequence[keras.Model]]) 
         if h5py.is_hdf5(path):
             with h5py.File(path, "r") as file:
                 return _read_hdf5(file, architectures)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
+        # Keras puts the whole configuration before the exception that it met.
+        reason = " ".join(str(error).rpartition("Exception encountered: ")[2].split())[:300]
         raise UserError(f"model.weights={path}: cannot be read as a Keras file ({reason})") from None
     raise UserError(f"model.weights={path}: is neither HDF5 nor a .keras archive; expected .h5, .weights.h5 or .keras")
 
@@ -85,23 +88,44 @@ def _read_hdf5(file: h5py.File, architectures: Callable[[], Sequence[keras.Model
     group = file.get("model_weights", file)
     names = load_attributes_from_hdf5_group(group, "layer_names")
     if names:
-        return [layer for name in names for layer in _legacy_layers(name, group[name])]
+        return [layer for name in names for layer in _legacy_layers(name, group[name], architectures)]
     if "layers" not in file:
         raise ValueError("it holds neither layer_names nor layers")
     return _by_class(_variables(file), architectures())
 
 
-def _legacy_layers(name: str, group: h5py.Group) -> Iterator[StoredLayer]:
+def _legacy_layers(
+    name: str, group: h5py.Group, architectures: Callable[[], Sequence[keras.Model]]
+) -> list[StoredLayer]:
     """One layer, or those of a nested model, whose weights are called `inner_layer/kernel`.
 
-    A nested model's BatchNorm has its moving statistics after all trainable weights; going by the layer's name brings
-    them together again.
+    A nested model has all that does not train, such as BatchNorm's moving statistics, after what trains; going by the
+    layer's name brings them together again.
     """
     found: dict[str, list[np.ndarray]] = {}
     for weight in load_attributes_from_hdf5_group(group, "weight_names"):
         found.setdefault(weight.rpartition("/")[0] or name, []).append(np.asarray(group[weight]))
-    for inner, arrays in found.items():
-        yield StoredLayer(inner.rpartition("/")[2] if len(found) > 1 else name, tuple(arrays))
+    if len(found) <= 1:
+        return [StoredLayer(name, tuple(arrays)) for arrays in found.values()]
+    layers = [StoredLayer(inner.rpartition("/")[2], tuple(arrays)) for inner, arrays in found.items()]
+    return _by_name(layers, architectures())
+
+
+def _by_name(layers: list[StoredLayer], candidates: Sequence[keras.Model]) -> list[StoredLayer]:
+    """The layers in the order of the first candidate network that has them all; else as they are."""
+    for model in candidates:
+        names = [layer.name for layer in _flat(model.layers)]
+        places = {_unnumbered(name): place for place, name in enumerate(names)}
+        places |= {name: place for place, name in enumerate(names)}
+        found = [places.get(layer.name, places.get(_unnumbered(layer.name))) for layer in layers]
+        if None not in found and len(set(found)) == len(found):
+            return [layer for _, layer in sorted(zip(found, layers, strict=True), key=lambda pair: pair[0])]
+    return layers
+
+
+def _unnumbered(name: str) -> str:
+    """Keras numbers layers without a name of their own by what was built before in the process."""
+    return re.sub(r"_\d+$", "", name)
 
 
 def _variables(file: h5py.File) -> dict[str, tuple[np.ndarray, ...]]:

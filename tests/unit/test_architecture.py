@@ -23,7 +23,7 @@ LAYERS = (
     {"serving", "sweep", "arithmetic"},
     {"session", "start"},
     {"conclusion"},
-    {"train", "data_commands", "weights_commands"},
+    {"train", "data_commands", "models_command", "weights_commands"},
     {"cli", "__main__"},
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}

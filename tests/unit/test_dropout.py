@@ -1,4 +1,4 @@
-"""Stateless dropout: rates, and masks that depend on (seed, step, position) and stream only."""
+"""Stateless dropout and stochastic depth: rates, and masks that depend on (seed, step, position) and stream only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bloodcell_dist.models.dropout import StatelessDropout, randomness, without_dropout
+from bloodcell_dist.models.dropout import StatelessDropout, StochasticDepth, randomness, without_dropout
 
 WIDTH = 500
 
@@ -168,3 +168,116 @@ def test_a_model_with_it_trains_with_fit() -> None:
     model.compile("sgd", "mse")
     history = model.fit(np.ones((8, 6)), np.ones((8, 2)), verbose=0)
     assert np.isfinite(history.history["loss"]).all()
+
+
+def branch(
+    positions: list[int] | range,
+    *,
+    rate: float = 0.4,
+    stream: int = 0,
+    seed: int = 1,
+    step: int = 2,
+    dtype: str = "float32",
+) -> np.ndarray:
+    """What stochastic depth makes of branches of ones [B, 2, 3, 5] at these positions of the global batch."""
+    layer = StochasticDepth(rate, stream=stream, dtype=dtype)
+    with randomness(seed, tf.constant(step), tf.constant(list(positions))):
+        return np.asarray(layer(tf.ones((len(positions), 2, 3, 5), dtype), training=True), np.float32)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_a_branch_is_left_out_for_whole_examples(rate: float) -> None:
+    found = branch(range(4000), rate=rate).reshape(4000, -1)
+    assert (found == found[:, :1]).all()
+    dropped = found[:, 0] == 0
+    np.testing.assert_allclose(found[~dropped], 1 / (1 - rate), rtol=1e-6)
+    assert abs(dropped.mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / 4000)
+
+
+def test_slices_of_the_batch_leave_out_the_branches_of_the_whole() -> None:
+    whole = branch(range(24))
+    for parts in (2, 3, 4):
+        size = 24 // parts
+        slices = [branch(range(part * size, (part + 1) * size)) for part in range(parts)]
+        np.testing.assert_array_equal(np.concatenate(slices), whole)
+    np.testing.assert_array_equal(branch([23, 7, 7]), whole[[23, 7, 7]])
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"step": 3}, {"stream": 1}])
+def test_another_branch_or_step_is_unrelated(other: dict[str, Any]) -> None:
+    one, two = (branch(range(2000), rate=0.5, **key)[:, 0, 0, 0] == 0 for key in ({}, other))
+    assert abs(np.mean(one == two) - 0.5) < 4 * 0.5 / np.sqrt(2000)
+
+
+def test_the_head_and_the_branches_draw_apart() -> None:
+    """The layers of both kinds are numbered from 0."""
+    layer = StatelessDropout(0.5)
+    with randomness(1, tf.constant(2), tf.range(2000)):
+        head = np.asarray(layer(tf.ones((2000, 1)), training=True))[:, 0] == 0
+    assert abs(np.mean(head == (branch(range(2000), rate=0.5)[:, 0, 0, 0] == 0)) - 0.5) < 4 * 0.5 / np.sqrt(2000)
+
+
+def test_branches_in_one_scope_are_what_they_are_alone() -> None:
+    with randomness(1, tf.constant(2), tf.range(24)):
+        found = [StochasticDepth(0.4, stream)(tf.ones((24, 2, 3, 5)), training=True) for stream in range(3)]
+    for stream in range(3):
+        np.testing.assert_array_equal(found[stream], branch(range(24), stream=stream))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_leaves_out_the_branches_of_float32(dtype: str) -> None:
+    np.testing.assert_array_equal(branch(range(24), dtype=dtype) == 0, branch(range(24)) == 0)
+
+
+def test_branches_are_left_out_alike_compiled() -> None:
+    layers = [StochasticDepth(0.4, stream) for stream in range(3)]
+
+    def forward(step: tf.Tensor, positions: tf.Tensor) -> list[tf.Tensor]:
+        with randomness(1, step, positions):
+            return [layer(tf.ones((8, 2, 3, 5)), training=True) for layer in layers]
+
+    compiled = tf.function(forward, jit_compile=True)(tf.constant(2), tf.range(8))
+    for stream in range(3):
+        np.testing.assert_array_equal(compiled[stream], branch(range(8), stream=stream))
+
+
+def test_a_branch_that_is_left_out_gets_no_gradient() -> None:
+    layer, values = StochasticDepth(0.4), tf.Variable(tf.ones((24, 1, 1, 1)))
+    with randomness(1, tf.constant(2), tf.range(24)), tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(values, training=True))
+    np.testing.assert_array_equal(tape.gradient(loss, values), branch(range(24))[:, :1, :1, :1])
+
+
+@pytest.mark.parametrize("kind", [StatelessDropout, StochasticDepth])
+def test_a_frozen_layer_drops_nothing(kind: type[StatelessDropout]) -> None:
+    layer, ones = kind(0.5), tf.ones((24, 2, 3, 5))
+    layer.trainable = False
+    with randomness(0, tf.constant(0), tf.range(24)):
+        np.testing.assert_array_equal(layer(ones, training=True), ones)
+    np.testing.assert_array_equal(layer(ones, training=True), ones)
+    layer.trainable = True
+    with randomness(0, tf.constant(0), tf.range(24)):
+        assert (np.asarray(layer(ones, training=True)) == 0).any()
+
+
+def test_stochastic_depth_can_be_silenced_and_is_off_in_inference() -> None:
+    layer, ones = StochasticDepth(0.5), tf.ones((24, 2, 3, 5))
+    with randomness(0, tf.constant(0), tf.range(24)):
+        np.testing.assert_array_equal(layer(ones, training=False), ones)
+        with without_dropout():
+            np.testing.assert_array_equal(layer(ones, training=True), ones)
+        assert (np.asarray(layer(ones, training=True)) == 0).any()
+
+
+def test_outside_a_scope_stochastic_depth_is_keras_dropout_of_whole_examples() -> None:
+    ones = tf.ones((24, 2, 3, 5))
+    ours, theirs = StochasticDepth(0.3, seed=5), keras.layers.Dropout(0.3, noise_shape=(None, 1, 1, 1), seed=5)
+    for _ in range(3):
+        found = np.asarray(ours(ones, training=True))
+        np.testing.assert_array_equal(found, theirs(ones, training=True))
+        assert (found == found[:, :1, :1, :1]).all()
+
+
+def test_stochastic_depth_is_saved_whole() -> None:
+    layer = StochasticDepth.from_config(StochasticDepth(0.2, stream=7, name="drop").get_config())
+    assert (layer.rate, layer.stream, layer.noise_shape, layer.name) == (0.2, 7, (None, 1, 1, 1), "drop")

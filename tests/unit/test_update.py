@@ -210,3 +210,46 @@ def test_counters_live_where_compiled_code_on_a_gpu_can_reach_them() -> None:
     """TensorFlow keeps int32 variables in host memory, even on GPUs; XLA refuses variables of another device."""
     update, _ = make(loss_scaling=True)
     assert all(variable.dtype != tf.int32 for variable in update.state().values())
+
+
+def test_only_selected_weights_move_and_the_state_of_the_others_stays() -> None:
+    update, weights = make("adamw")
+    advance(update, gradients(0))
+    update.select([1])
+    before = snapshot(update, weights)
+    for step in range(1, 4):
+        advance(update, gradients(step)[1:])
+    after = snapshot(update, weights)
+    for name in ("weights/dense/kernel", "mean/dense/kernel", "square/dense/kernel"):
+        np.testing.assert_array_equal(after[name], before[name])
+    assert not np.array_equal(after["weights/dense/bias"], before["weights/dense/bias"])
+    np.testing.assert_array_equal(after["counts"], [1, 4])
+    update.select([0, 1])
+    advance(update, gradients(4))
+    np.testing.assert_array_equal(snapshot(update, weights)["counts"], [2, 5])
+
+
+def test_the_average_of_a_weight_that_never_trained_is_the_weight_to_the_bit() -> None:
+    update, weights = make("lion")
+    update.select([1])
+    for step in range(5):
+        advance(update, gradients(step)[1:])
+    np.testing.assert_array_equal(update.averages[0], weights[0])
+    assert not np.array_equal(update.averages[1], weights[1])
+
+
+@pytest.mark.parametrize("rule", ["lion", "adamw", "sgd"])
+def test_a_weight_that_joins_later_moves_as_in_a_training_of_its_own(rule: str) -> None:
+    """Its slots begin at zero, so AdamW's bias correction must count its own updates, not the run's."""
+    free = {"clip_norm": None, "weight_decay": 0.0}
+    late, late_weights = make(rule, **free)
+    late.select([1])
+    for step in range(50):
+        advance(late, gradients(step)[1:])
+    late.select([0, 1])
+    fresh, fresh_weights = make(rule, **free)
+    for step in range(50, 54):
+        advance(late, gradients(step))
+        advance(fresh, gradients(step))
+    np.testing.assert_array_equal(late_weights[0], fresh_weights[0])
+    np.testing.assert_array_equal(late.averages[0], fresh.averages[0])

@@ -1,0 +1,46 @@
+"""The benchmarks run from end to end; what they measure is not looked at here."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import keras
+import pytest
+from keras.src.applications import convnext
+
+from bloodcell_dist.models.backbones import BACKBONES
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def script(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_convnext_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def small(pictures: keras.KerasTensor) -> keras.Model:
+        return convnext.ConvNeXt(
+            [1, 1, 1, 1],
+            [8, 16, 24, 32],
+            name="convnext_base",
+            include_top=False,
+            pooling="avg",
+            input_tensor=pictures,
+        )
+
+    monkeypatch.setitem(BACKBONES, "convnextbase", replace(BACKBONES["convnextbase"], stock=small))
+    script("convnext_step").main(["--size", "32", "--batch", "2", "--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "convnextbase, training step, float32, 2 pictures of 32x32 pixels, CPU"
+    assert [line.split()[0] for line in lines[2:4]] == ["stock", "ours"]
+    found = re.fullmatch(r"ours is \d+\.\d times faster; largest relative difference of the gradients (\S+)", lines[4])
+    assert found and float(found[1]) < 1e-4

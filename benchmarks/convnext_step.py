@@ -87,7 +87,7 @@ def measure(size: int, batch: int, rounds: int) -> Result:
             begun = time.perf_counter()
             [gradient.numpy() for gradient in step(pictures, labels)]  # which waits for them
             found.append(time.perf_counter() - begun)
-    return Result(*times, difference)
+    return Result(times[0], times[1], difference)
 
 
 def stock_network(size: int) -> keras.Model:

@@ -1,10 +1,10 @@
-"""Does fine-tuning help, and which way? MobileNetV3Small pre-trained on four kinds of cells, fine-tuned on few of four others.
+"""Does fine-tuning help, and which way? Four kinds of cells to pre-train on, few cells of four others to learn.
 
     python benchmarks/finetuning.py training_set.npz test_set.npz --work /tmp/finetuning
 
-Pre-trains on all training cells of the even labels, then learns the odd labels from a few labelled cells: from scratch,
-the head only, in stages, and all layers at once. Every run is the ordinary command, so its folder holds everything. Runs
-that are finished are not repeated. Prints a table of test accuracies; docs/finetuning.md shows and discusses it.
+Pre-trains MobileNetV3Small on all training cells of the even labels, then learns the odd labels from a few cells:
+from scratch, the head only, in stages, and all layers at once. Every run is the ordinary command, so its folder holds
+everything; finished runs are not repeated. Prints a table of test accuracies, which docs/finetuning.md discusses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ SEEDS = (0, 1, 2)
 CELLS_PER_CLASS = (12, 48)  # a quarter of them is for validation
 UPDATES = 240
 BATCH = 12
-STAGES = "[{share: 0.2, train: head}, {share: 0.3, train: 'last:0.4', rate: 0.5}, {share: 0.5, train: all, rate: 0.2}]"
+STAGES = (
+    "[{{share: 0.2, train: head, rate: {}}}, {{share: 0.3, train: 'last:0.4', rate: {}}}, {{share: 0.5, rate: {}}}]"
+)
 COMMON = (
     "augment.policy=light",
     "model.backbone=mobilenetv3small",
@@ -65,7 +67,9 @@ def ways(weights: Path) -> dict[str, tuple[str, ...]]:
     return {
         "from scratch": ("model.weights=none",),
         "head only": (pretrained, "finetune.stages=[{share: 1, train: head}]"),
-        "in stages": (pretrained, f"finetune.stages={STAGES}"),
+        "head only, 10 x rate": (pretrained, "finetune.stages=[{share: 1, train: head, rate: 10}]"),
+        "in stages": (pretrained, f"finetune.stages={STAGES.format(1, 0.5, 0.2)}"),
+        "in stages, higher rates": (pretrained, f"finetune.stages={STAGES.format(10, 1, 1)}"),
         "all layers": (pretrained,),
     }
 
@@ -75,7 +79,7 @@ def test_accuracy(way: str, count: int, seed: int, options: argparse.Namespace, 
     work: Path = options.work
     data = select(options.train, work / f"odd-{count}-{seed}.npz", parity=1, per_class=count, seed=seed)
     test = select(options.test, work / "odd-test.npz", parity=1)
-    folder = work / f"{way.replace(' ', '-')}-{count}-{seed}"
+    folder = work / f"{way.replace(',', '').replace(' ', '-')}-{count}-{seed}"
     epochs = UPDATES // (count * 3 // BATCH)  # 4 classes, three quarters of the cells
     run(
         folder,
@@ -114,12 +118,12 @@ def run(folder: Path, *overrides: str) -> None:
 
 def print_table(table: dict[tuple[int, str], list[float]]) -> None:
     """Mean, lowest and highest accuracy of the seeds, as Markdown."""
-    print("| labelled cells per class | " + " | ".join(way for way in ways(Path())) + " |")
-    print("|---" * (1 + len(ways(Path()))) + "|")
-    for count in CELLS_PER_CLASS:
-        cells = [table[count, way] for way in ways(Path())]
+    print("| learning | " + " | ".join(f"{count} cells per class" for count in CELLS_PER_CLASS) + " |")
+    print("|---" * (1 + len(CELLS_PER_CLASS)) + "|")
+    for way in ways(Path()):
+        cells = [table[count, way] for count in CELLS_PER_CLASS]
         texts = [f"{np.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})" for values in cells]
-        print(f"| {count} | " + " | ".join(texts) + " |")
+        print(f"| {way} | " + " | ".join(texts) + " |")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from bloodcell_dist.errors import UserError
-from bloodcell_dist.settings import Settings
+from bloodcell_dist.settings import Settings, Stage
 
 
 def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -86,7 +86,8 @@ def describe_settings() -> Iterator[str]:
     for section, values in defaults:
         yield f"{section}: {type(values).__doc__}"
         for name, field in type(values).model_fields.items():
-            default = yaml.dump(values.model_dump(mode="json")[name], Dumper=_Dumper).splitlines()[0]
+            value = values.model_dump(mode="json")[name]
+            default = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False).splitlines()[0]
             yield f"  {f'{section}.{name}: {default}':<42} {field.description}"
 
 
@@ -97,7 +98,6 @@ _WORDS = {
     "bool_parsing": "true or false",
     "string_too_short": "text that is not empty; for none write null",
     "string_pattern_mismatch": "head, all, or last: with a share of the blocks, such as last:0.4",
-    "tuple_too_short": "a list that is not empty",
 }
 """What pydantic says in Python's words."""
 
@@ -209,6 +209,8 @@ def _all_keys() -> list[str]:
 
 def _closest(key: str) -> str:
     """`; did you mean …?` for a mistyped key: one of its section, else a section, else one of any section."""
+    if "[" in key:
+        return f"; known are {', '.join(Stage.model_fields)}"
     sections = list(Settings.model_fields)
     section, last = key.split(".")[0], key.split(".")[-1]
     if section in sections:

@@ -152,8 +152,8 @@ class Stage(Section):
 class Finetune(Section):
     """Training in stages, and how fast which layers learn."""
 
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (Stage(share=1.0),)
-    """Each: share of train.epochs; train: head, last:0.4 or all; rate: x learning_rate. Each has a schedule of its own."""
+    stages: tuple[Stage, ...] = (Stage(share=1.0),)
+    """share: of train.epochs; train: head, last:0.4 or all; rate: x learning_rate. Each has a schedule of its own."""
     layer_decay: Annotated[Float, Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate from each block to the one below it; 1 gives all the same."""
     batchnorm: Literal["train", "freeze"] = "train"
@@ -161,6 +161,8 @@ class Finetune(Section):
 
     @model_validator(mode="after")
     def _adds_up(self) -> Finetune:
+        if not self.stages:
+            raise ValueError("finetune.stages=[] has no stage; expected at least [{share: 1, train: all}]")
         total = sum(stage.share for stage in self.stages)
         if abs(total - 1) > 0.011:  # 0.33 three times is meant to be all
             raise ValueError(

@@ -1,6 +1,7 @@
 """What all tests share: a quiet TensorFlow on few threads, and the real cells."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -10,6 +11,11 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 for threads in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(threads, "2")
+
+# Weight files that a person keeps must not change what the tests train. Removed when the tests end.
+_keras_home = tempfile.TemporaryDirectory(prefix="keras-home-")
+os.environ["KERAS_HOME"] = _keras_home.name
+os.environ.pop("BLOODCELL_WEIGHTS", None)
 
 # The same examples every time: a check that fails once in ten runs is no check.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -11,6 +11,7 @@ A nested model's layers in an old `.h5` are found by name as far as possible, si
 
 from __future__ import annotations
 
+import functools
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -65,7 +66,7 @@ def read_layers(path: Path, architectures: Callable[[], Sequence[keras.Model]]) 
             return of_model(keras.saving.load_model(path, compile=False))
         if h5py.is_hdf5(path):
             with h5py.File(path, "r") as file:
-                return _read_hdf5(file, architectures)
+                return _read_hdf5(file, functools.cache(architectures))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
         # Keras puts the whole configuration before the exception that it met.
         reason = " ".join(str(error).rpartition("Exception encountered: ")[2].split())[:300]
@@ -117,8 +118,8 @@ def _by_name(layers: list[StoredLayer], candidates: Sequence[keras.Model]) -> li
         names = [layer.name for layer in _flat(model.layers)]
         places = {_unnumbered(name): place for place, name in enumerate(names)}
         places |= {name: place for place, name in enumerate(names)}
-        found = [places.get(layer.name, places.get(_unnumbered(layer.name))) for layer in layers]
-        if None not in found and len(set(found)) == len(found):
+        found = [places.get(layer.name, places.get(_unnumbered(layer.name), -1)) for layer in layers]
+        if min(found) >= 0 and len(set(found)) == len(found):
             return [layer for _, layer in sorted(zip(found, layers, strict=True), key=lambda pair: pair[0])]
     return layers
 

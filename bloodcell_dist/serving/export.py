@@ -34,5 +34,8 @@ def export_model(model: keras.Model, path: Path) -> None:
 
 def _plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     if isinstance(layer, StatelessDropout):
-        return keras.layers.Dropout(layer.rate, name=layer.name, dtype=layer.dtype_policy)
-    return layer.__class__.from_config(layer.get_config())
+        return keras.layers.Dropout(layer.rate, layer.noise_shape, name=layer.name, dtype=layer.dtype_policy)
+    config = layer.get_config()
+    if "trainable" in config:
+        config["trainable"] = True  # what was frozen in the last stage need not be so for whoever loads the model
+    return layer.__class__.from_config(config)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -110,9 +111,41 @@ def odd_groups(folder: Path) -> list[str]:
     return [*npz(folder), *(part for option in options for part in ("--set", option))]
 
 
+def with_settings(*settings: str) -> Callable[[Path], list[str]]:
+    """Good cells and these settings."""
+    return lambda folder: [*npz(folder), *(part for setting in settings for part in ("--set", setting))]
+
+
+def weights_of_another_network(folder: Path) -> list[str]:
+    keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, name="only")]).save(folder / "other.keras")
+    return with_settings(f"model.weights={folder / 'other.keras'}")(folder)
+
+
+def broken_weights(folder: Path) -> list[str]:
+    (folder / "broken.h5").write_bytes(b"no weights")
+    return with_settings(f"model.weights={folder / 'broken.h5'}")(folder)
+
+
+STAGES = "finetune.stages=[{share: 0.2, train: head}, {share: 0.7}]"
+LAST = "finetune.stages=[{share: 1, train: 'last:2'}]"
+
+
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
+        (with_settings("model.weights=gone.h5"), ("model.weights", "gone.h5", "expected a Keras .h5")),
+        (with_settings("model.weights=imagenet"), ("there are no ImageNet weights for model.backbone=cnn",)),
+        (weights_of_another_network, ("other.keras", "stage0_conv should be 3x3x3x32", "only 8x3, 3")),
+        (broken_weights, ("broken.h5", "neither HDF5 nor")),
+        (with_settings("model.backbone=resnet"), ("model.backbone='resnet'", "'convnextbase'")),
+        (with_settings("model.drop_path=0.1"), ("model.drop_path=0.1", "no residual branches")),
+        (with_settings("model.input_size=24"), ("model.input_size=24 is smaller than data.image_size=32",)),
+        (with_settings(STAGES), ("finetune.stages", "the shares add up to 0.9; expected 1")),
+        (with_settings(LAST), ("finetune.stages[0].train='last:2'", "head, all, or last:")),
+        (with_settings("finetune.stages=[{train: head}]"), ("finetune.stages[0].share is missing",)),
+        (with_settings("finetune.stages=[{share: 1, part: all}]"), ("stages[0].part; known are share, train, rate",)),
+        (with_settings("finetune.stages=[]"), ("finetune.stages=[] has no stage",)),
+        (with_settings("finetune.batchnorm=freeze", "model.weights=none"), ("finetune.batchnorm=freeze", "untrained")),
         (missing_file, ("nowhere.npz", "no such file")),
         (wrong_names, ("cells.npz", "x, y", "expected images and labels")),
         (float_images, ("images", "float32", "expected uint8")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,16 +18,20 @@ from bloodcell_dist.models.backbones import BACKBONES
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-def script(name: str) -> ModuleType:
+@pytest.fixture
+def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    name = request.param
     specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert specification and specification.loader
     module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, name, module)  # where dataclasses look for it
     specification.loader.exec_module(module)
     return module
 
 
 @pytest.mark.slow
-def test_convnext_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("script", ["convnext_step"], indirect=True)
+def test_convnext_step(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def small(pictures: keras.KerasTensor) -> keras.Model:
         return convnext.ConvNeXt(
             [1, 1, 1, 1],
@@ -38,7 +43,7 @@ def test_convnext_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         )
 
     monkeypatch.setitem(BACKBONES, "convnextbase", replace(BACKBONES["convnextbase"], stock=small))
-    script("convnext_step").main(["--size", "32", "--batch", "2", "--rounds", "1"])
+    script.main(["--size", "32", "--batch", "2", "--rounds", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "convnextbase, training step, float32, 2 pictures of 32x32 pixels, CPU"
     assert [line.split()[0] for line in lines[2:4]] == ["stock", "ours"]

@@ -17,6 +17,7 @@ from bloodcell_dist.evaluation.predict import make_forward, predict
 from bloodcell_dist.models.backbones import build_classifier
 from bloodcell_dist.models.batchnorm import Recalibration
 from bloodcell_dist.models.dropout import StatelessDropout
+from bloodcell_dist.models.finetune import Depth, Part
 from bloodcell_dist.serving.export import export_model, plain_copy
 from bloodcell_dist.serving.predictor import Predictor
 from bloodcell_dist.settings import Settings
@@ -90,6 +91,21 @@ def test_mobilenet_is_copied_exactly() -> None:
     pictures = IMAGES[:2].astype(np.float32)
     logits = network(pictures, training=False)
     np.testing.assert_allclose(plain(pictures, training=False), keras.ops.softmax(logits), rtol=1e-5, atol=1e-7)
+
+
+def test_the_copy_of_a_network_with_frozen_layers_and_stochastic_depth_can_be_trained_on() -> None:
+    network = build_classifier(
+        "mobilenetv3small", image_size=32, num_classes=8, dropout=0.0, total_steps=9, seed=4, drop_path=0.3
+    )
+    Depth(network).freeze(Part("head"))
+    copy = plain_copy(network)
+    assert len(copy.trainable_variables) == 36 * 2 + 34 * 2  # kernels and biases, gammas and betas
+    drops = [layer for layer in copy.layers if isinstance(layer, keras.layers.Dropout) and layer.rate]
+    assert len(drops) == 5 and {type(layer) for layer in drops} == {keras.layers.Dropout}
+    assert {tuple(layer.noise_shape) for layer in drops} == {(None, 1, 1, 1)}
+    images = IMAGES.astype(np.float32)
+    expected = keras.ops.softmax(network(images, training=False))
+    np.testing.assert_allclose(copy(images, training=False), expected, atol=1e-6)
 
 
 def test_a_mixed_precision_network_exports_float32_probabilities() -> None:

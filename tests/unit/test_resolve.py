@@ -60,6 +60,28 @@ def test_what_is_given_is_not_chosen(tmp_path: Path) -> None:
     assert lines == []
 
 
+def test_imagenet_weights_are_taken_where_they_are_staged(tmp_path: Path) -> None:
+    asked = []
+
+    def staged(backbone: str, weights_dir: str | None) -> Path | None:
+        asked.append((backbone, weights_dir))
+        return Path("/weights/file.h5") if weights_dir else None
+
+    options = ["model.backbone=efficientnetb0", "data.source=synthetic"]
+    settings, lines = resolve(load_settings(None, options), CPU, {}, tmp_path, staged)
+    assert settings.model.weights == "none"
+    assert any("FROM SCRATCH; `bloodcell-dist weights fetch efficientnetb0` gets them" in line for line in lines)
+    settings, lines = resolve(load_settings(None, [*options, "model.weights_dir=w"]), CPU, {}, tmp_path, staged)
+    assert (settings.model.weights, settings.model.weights_dir) == ("imagenet", str(tmp_path / "w"))
+    assert "model.weights = imagenet: /weights/file.h5" in lines
+    assert asked == [("efficientnetb0", None), ("efficientnetb0", str(tmp_path / "w"))]
+
+
+@pytest.mark.parametrize("given", ["imagenet", "none"])
+def test_weights_asked_for_by_name_stay_as_they_are(tmp_path: Path, given: str) -> None:
+    assert settle(tmp_path, f"model.weights={given}")[0].model.weights == given
+
+
 def test_resolving_twice_changes_nothing(tmp_path: Path) -> None:
     first, _ = settle(tmp_path, machine=NEW_GPU)
     assert resolve(first, CPU, {}, tmp_path / "elsewhere") == (first, [])
@@ -159,6 +181,26 @@ def test_a_cache_elsewhere_is_used(tmp_path: Path) -> None:
     """Node-local scratch has another name for each job."""
     settings = keep(tmp_path, ["data.cache_dir=/scratch/1"], ["data.cache_dir=/scratch/2"])
     assert settings.data.cache_dir == "/scratch/2"
+
+
+def test_weights_at_another_place_are_used(tmp_path: Path) -> None:
+    again = ["model.weights=/scratch/2/w.h5", "model.weights_dir=/scratch/2"]
+    settings = keep(tmp_path, ["model.weights=/scratch/1/w.h5", "model.weights_dir=/scratch/1"], again)
+    assert (settings.model.weights, settings.model.weights_dir) == ("/scratch/2/w.h5", "/scratch/2")
+
+
+@pytest.mark.parametrize(("first", "again"), [("none", "imagenet"), ("imagenet", "w.h5"), ("w.h5", "none")])
+def test_other_weights_are_another_run(tmp_path: Path, first: str, again: str) -> None:
+    with pytest.raises(UserError, match="this run was started with model.weights="):
+        keep(tmp_path, [f"model.weights={first}"], [f"model.weights={again}"])
+
+
+def test_weights_that_were_staged_later_do_not_change_a_run(tmp_path: Path) -> None:
+    saved, _ = settle(tmp_path)
+    given = load_settings()
+    now, _ = resolve(given, CPU, {}, tmp_path, lambda *_: Path("/weights/file.h5"))
+    assert now.model.weights == "imagenet"
+    assert keep_choices(given, now, saved, Path("runs/a")).model.weights == "none"
 
 
 def test_cells_given_at_another_place_are_used(tmp_path: Path) -> None:

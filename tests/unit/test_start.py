@@ -19,7 +19,16 @@ from bloodcell_dist.errors import UserError
 from bloodcell_dist.resolve import Machine
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.settings import Settings
-from bloodcell_dist.start import begin_run, check_begun, default_cache, load_data, open_run, run_folder, settle
+from bloodcell_dist.start import (
+    begin_run,
+    check_begun,
+    default_cache,
+    initial_weights,
+    load_data,
+    open_run,
+    run_folder,
+    settle,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -248,3 +257,50 @@ def test_the_seed_decides_the_split(tmp_path: Path, caplog: pytest.LogCaptureFix
         for seed in (0, 0, 1)
     ]
     assert prints[0] == prints[1] != prints[2]
+
+
+# ---- initial weights
+
+
+def weights_of(*overrides: str) -> Path | None:
+    return initial_weights(settings_of(*overrides)[1], lambda backbone, folder: Path(f"/{backbone}-{folder}.h5"))
+
+
+def test_weights_are_found_by_name_by_file_and_by_run(tmp_path: Path) -> None:
+    assert weights_of("model.weights=none") is None
+    assert weights_of("model.weights=imagenet", "model.backbone=efficientnetb0") == Path("/efficientnetb0-None.h5")
+    (tmp_path / "run").mkdir()
+    for name in ("a.weights.h5", "run/model.keras"):
+        (tmp_path / name).write_bytes(b"")
+    assert weights_of("model.weights=a.weights.h5") == tmp_path / "a.weights.h5"
+    assert weights_of("model.weights=run") == tmp_path / "run" / "model.keras"
+
+
+@pytest.mark.parametrize(("given", "named"), [("gone.h5", "gone.h5"), ("empty", "empty/model.keras")])
+def test_weights_that_are_not_there(tmp_path: Path, given: str, named: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"there is no file {tmp_path / named}; expected a Keras .h5, .weights.h5 or"):
+        weights_of(f"model.weights={given}")
+
+
+def test_other_initial_weights_are_refused_while_there_is_no_checkpoint(tmp_path: Path) -> None:
+    weights = tmp_path / "a.h5"
+    weights.write_bytes(b"1")
+    given, settings = settings_of()
+    run = RunDir(tmp_path / "run")
+    with contextlib.ExitStack() as stack:
+        open_run(stack, run, given, settings)
+        begin_run(stack, run, settings, CELLS, weights)
+        check_begun(run, CELLS, weights)
+        check_begun(run, CELLS)  # goes on from a checkpoint: the file may be gone
+        weights.write_bytes(b"2")
+        with pytest.raises(UserError, match="the initial weights are not those this run began with .a.h5, SHA-256 6b8"):
+            check_begun(run, CELLS, weights)
+
+
+def test_the_name_of_a_run_does_not_depend_on_where_its_weights_lie() -> None:
+    def name(*overrides: str) -> Path:
+        return run_folder(None, *settings_of(*overrides), debug=False).path
+
+    assert name("model.weights=/one/a.h5") == name("model.weights=/two/a.h5") != name("model.weights=/one/b.h5")
+    assert name("model.weights_dir=/one") == name("model.weights_dir=/two") == name()

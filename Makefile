@@ -14,8 +14,8 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
 # Debian's Python comes without ensurepip, and so cannot make an environment, until python3-venv is installed.
 PROBE := import sys; assert (3, 11) <= sys.version_info < (3, 13) $(if $(UV),,; import ensurepip)
 
-# Two processes, a file of tests at a time: what a file builds once is shared by its tests.
-WORKERS ?= -n 2 --dist loadfile
+# Two processes, a file or class of tests at a time: what it builds once is shared by its tests.
+WORKERS ?= -n 2 --dist loadscope
 
 .PHONY: help venv demo test fast lint format lock clean
 

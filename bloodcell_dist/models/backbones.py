@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -22,43 +22,44 @@ class Backbone:
     """What we know of a network.
 
     Attributes:
-        stock: (input tensor) to the network without a head, as keras.applications builds it, weights drawn anew.
+        constructor: of the network; for those of keras.applications theirs.
+        options: its further arguments.
         blocks: regular expression found in the name of every backbone layer with weights; its groups, joined, name the
             block the layer belongs to.
         smallest: side of the smallest pictures it takes, pixels.
         has_branches: whether it has residual branches, which stochastic depth can leave out.
     """
 
-    stock: Callable[[keras.KerasTensor], keras.Model]
+    constructor: Callable[..., keras.Model]
     blocks: str
+    options: Mapping[str, Any] = field(default_factory=lambda: {"include_top": False, "weights": None})
     smallest: int = 32
     has_branches: bool = True
 
-
-def _application(name: str, **options: Any) -> Callable[[keras.KerasTensor], keras.Model]:
-    def build(pictures: keras.KerasTensor) -> keras.Model:
-        constructor = getattr(keras.applications, name)
-        return constructor(input_tensor=pictures, include_top=False, weights=None, **options)
-
-    return build
+    def stock(self, pictures: keras.KerasTensor) -> keras.Model:
+        """The network on an input tensor, without a head and with its weights drawn anew."""
+        return self.constructor(input_tensor=pictures, **self.options)
 
 
 _EFFICIENTNET_BLOCKS = r"^(stem|block\d+[a-z]|top)_"
 
 BACKBONES: dict[str, Backbone] = {
-    "cnn": Backbone(plain_cnn, r"^(stage\d+)_", smallest=16, has_branches=False),
+    "cnn": Backbone(plain_cnn, r"^(stage\d+)_", {}, smallest=16, has_branches=False),
     # Howard et al., arXiv 1905.02244
-    "mobilenetv3small": Backbone(_application("MobileNetV3Small"), r"^(expanded_conv)(_\d+)?_|^(conv(?:_1)?)(?:_bn)?$"),
+    "mobilenetv3small": Backbone(
+        keras.applications.MobileNetV3Small, r"^(expanded_conv)(_\d+)?_|^(conv(?:_1)?)(?:_bn)?$"
+    ),
     # Tan and Le, arXiv 1905.11946
-    "efficientnetb0": Backbone(_application("EfficientNetB0"), _EFFICIENTNET_BLOCKS),
+    "efficientnetb0": Backbone(keras.applications.EfficientNetB0, _EFFICIENTNET_BLOCKS),
     # Tan and Le, arXiv 2104.00298
-    "efficientnetv2s": Backbone(_application("EfficientNetV2S"), _EFFICIENTNET_BLOCKS),
-    "efficientnetv2m": Backbone(_application("EfficientNetV2M"), _EFFICIENTNET_BLOCKS),
+    "efficientnetv2s": Backbone(keras.applications.EfficientNetV2S, _EFFICIENTNET_BLOCKS),
+    "efficientnetv2m": Backbone(keras.applications.EfficientNetV2M, _EFFICIENTNET_BLOCKS),
     # Liu et al., arXiv 2201.03545. It pools before its last normalization, as the paper's head does; Keras' network
     # without a head normalizes each place instead, if not told to pool.
     "convnextbase": Backbone(
-        _application("ConvNeXtBase", pooling="avg"),
+        keras.applications.ConvNeXtBase,
         r"(stem)_|(downsampling)_(?:layernorm|conv)(_\d)|(stage_\d_block_\d+)_|(features)_norm",
+        {"include_top": False, "weights": None, "pooling": "avg"},
     ),
 }
 

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +17,12 @@ import keras
 from keras.src.backend.common import global_state
 
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.models.backbones import BACKBONES
 from bloodcell_dist.models.download import download, has_hash, hash_of
 
 log = logging.getLogger(__name__)
 
-CONSTRUCTORS: dict[str, Callable[..., keras.Model]] = {
-    "mobilenetv3small": keras.applications.MobileNetV3Small,
-    "efficientnetb0": keras.applications.EfficientNetB0,
-    "efficientnetv2s": keras.applications.EfficientNetV2S,
-    "efficientnetv2m": keras.applications.EfficientNetV2M,
-    "convnextbase": keras.applications.ConvNeXtBase,
-}
-HAS_IMAGENET: tuple[str, ...] = tuple(CONSTRUCTORS)
+HAS_IMAGENET: tuple[str, ...] = tuple(name for name in BACKBONES if name != "cnn")
 """The backbones that can start from ImageNet weights."""
 
 PATIENCE_S = 5.0
@@ -52,12 +46,12 @@ def weights_file(backbone: str) -> WeightsFile:
     Keras itself says which: its constructor runs up to the point where it asks for the file (0.6 to 2.3 s). UserError
     for a backbone without such a file.
     """
-    if backbone not in CONSTRUCTORS:
+    if backbone not in HAS_IMAGENET:
         raise UserError(
             f"model.weights=imagenet: there are no ImageNet weights for model.backbone={backbone}; "
             "use model.weights=none"
         )
-    constructor = CONSTRUCTORS[backbone]
+    constructor = BACKBONES[backbone].constructor
     utilities: Any = sys.modules[constructor.__module__].file_utils  # type: ignore[attr-defined]
     original = utilities.get_file
     utilities.get_file = _tell

@@ -70,7 +70,8 @@ def _load_head(model: keras.Model, rest: Sequence[StoredLayer]) -> list[str]:
             variable.assign(array)
         return [f"head for {classes} classes loaded too; it counts on the same classes in the same order"]
     width = rest[-1].shapes[-1][-1] if rest[-1].shapes[-1] else "?"
-    return [f"the file's head is for {width} classes and is left out: the head for {classes} classes is new"]
+    layers = f" of {len(rest)} layers" if len(rest) > 1 else ""
+    return [f"the file's head{layers} is for {width} classes and is left out: the head for {classes} classes is new"]
 
 
 def _without_fixed(stored: Sequence[StoredLayer], model: keras.Model, origin: str) -> list[StoredLayer]:

@@ -68,11 +68,21 @@ def cells(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return folder / "training_set.npz", folder / "test_set.npz"
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_from_the_first_step_to_plain_keras(
-    backbone: str, precision: str, cells: tuple[Path, Path], tmp_path: Path
-) -> None:
+class TestFloat32:
+    """A class for each precision: they run beside each other."""
+
+    @pytest.mark.parametrize("backbone", BACKBONES)
+    def test_from_the_first_step_to_plain_keras(self, backbone: str, cells: tuple[Path, Path], tmp_path: Path) -> None:
+        from_the_first_step_to_plain_keras(backbone, "float32", cells, tmp_path)
+
+
+class TestMixedBfloat16:
+    @pytest.mark.parametrize("backbone", BACKBONES)
+    def test_from_the_first_step_to_plain_keras(self, backbone: str, cells: tuple[Path, Path], tmp_path: Path) -> None:
+        from_the_first_step_to_plain_keras(backbone, "mixed_bfloat16", cells, tmp_path)
+
+
+def from_the_first_step_to_plain_keras(backbone: str, precision: str, cells: tuple[Path, Path], tmp_path: Path) -> None:
     training, test = cells
     run = RunDir(tmp_path / "run")
     settings = (

@@ -42,7 +42,7 @@ def fill() -> Callable[..., None]:
     return fill_model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: until its end Keras has other hashes
 def imagenet(fill: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
     """imagenet(backbone): the network that a person gets from keras.applications, with weights from a generated file.
 
@@ -54,7 +54,8 @@ def imagenet(fill: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
     from keras.src.backend import config
     from keras.src.legacy.saving import legacy_h5_format
 
-    from bloodcell_dist.models.imagenet import CONSTRUCTORS, weights_file
+    from bloodcell_dist.models.backbones import BACKBONES
+    from bloodcell_dist.models.imagenet import weights_file
 
     home = tmp_path_factory.mktemp("keras")
     (home / "models").mkdir()
@@ -64,7 +65,7 @@ def imagenet(fill: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
         def build(backbone: str, **options: Any) -> Any:
             path = home / "models" / weights_file(backbone).name
             if not path.exists():
-                network = CONSTRUCTORS[backbone](weights=None, include_top=False, input_shape=(None, None, 3))
+                network = BACKBONES[backbone].constructor(weights=None, include_top=False, input_shape=(None, None, 3))
                 fill(network)
                 _settle(network)
                 with h5py.File(path, "w") as file:
@@ -73,7 +74,7 @@ def imagenet(fill: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
             table = importlib.import_module(f"keras.src.applications.{module}").WEIGHTS_HASHES
             patch.setitem(table, key, ("0" * 32, hashlib.md5(path.read_bytes()).hexdigest()))
             keras.utils.set_random_seed(0)
-            return CONSTRUCTORS[backbone](weights="imagenet", include_top=False, **options)
+            return BACKBONES[backbone].constructor(weights="imagenet", include_top=False, **options)
 
         yield build
     weights_file.cache_clear()

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import keras
 import pytest
@@ -32,17 +33,10 @@ def script(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> M
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["convnext_step"], indirect=True)
 def test_convnext_step(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def small(pictures: keras.KerasTensor) -> keras.Model:
-        return convnext.ConvNeXt(
-            [1, 1, 1, 1],
-            [8, 16, 24, 32],
-            name="convnext_base",
-            include_top=False,
-            pooling="avg",
-            input_tensor=pictures,
-        )
+    def small(**options: Any) -> keras.Model:
+        return convnext.ConvNeXt([1, 1, 1, 1], [8, 16, 24, 32], name="convnext_base", **options)
 
-    monkeypatch.setitem(BACKBONES, "convnextbase", replace(BACKBONES["convnextbase"], stock=small))
+    monkeypatch.setitem(BACKBONES, "convnextbase", replace(BACKBONES["convnextbase"], constructor=small))
     script.main(["--size", "32", "--batch", "2", "--rounds", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "convnextbase, training step, float32, 2 pictures of 32x32 pixels, CPU"

@@ -241,7 +241,7 @@ def test_the_average_of_a_weight_that_never_trained_is_the_weight_to_the_bit() -
 @pytest.mark.parametrize("rule", ["lion", "adamw", "sgd"])
 def test_a_weight_that_joins_later_moves_as_in_a_training_of_its_own(rule: str) -> None:
     """Its slots begin at zero, so AdamW's bias correction must count its own updates, not the run's."""
-    free = {"clip_norm": None, "weight_decay": 0.0}
+    free: dict[str, Any] = {"clip_norm": None, "weight_decay": 0.0}
     late, late_weights = make(rule, **free)
     late.select([1])
     for step in range(50):

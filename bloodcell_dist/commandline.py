@@ -12,6 +12,8 @@ from bloodcell_dist.errors import RunEnded, exit_status_of, is_disk_full
 
 DEBUG = (
     "data.max_examples=256",
+    "data.balance=none",
+    "train.global_batch_size=16",
     "train.epochs=2",
     "train.xla=off",
     "train.precision=float32",
@@ -31,7 +33,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--debug",
         action="store_true",
-        help="one device, 256 examples, 2 epochs, no XLA, no mixed precision, every step checked",
+        help="one device, 256 examples, 2 epochs, batches of 16, no XLA, no mixed precision, every step checked",
     )
     parser.add_argument("--eager", action="store_true", help="run without graphs, for a debugger; very slow")
     add_traceback_option(parser)

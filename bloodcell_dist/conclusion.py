@@ -29,7 +29,7 @@ def conclude(session: Session) -> None:
     log.info("measuring the best and the last model")
     resamples, seed = settings.evaluate.bootstrap, settings.train.seed
     measured = measure(run, session.evaluation, data, session.standing, resamples=resamples, seed=seed)
-    export_model(session.model, run.model)
+    export_model(session.model, run.model, data.train.class_names)
     session.age()
     result = _result(session, measured)
     counts = class_counts(session)
@@ -111,6 +111,9 @@ def notes(session: Session) -> list[str]:
         lines.append(f"Each set was cut to {settings.data.max_examples} examples.")
     if length.total_steps < length.steps_per_epoch * int(settings.train.epochs):
         lines.append(f"Training was cut short by train.max_steps={settings.train.max_steps}.")
+    never = [s.train for s in session.arithmetic.stages.stages if s.first_step >= length.total_steps]
+    if never:
+        lines.append(f"It ended before these stages of finetune.stages began: {', '.join(never)}.")
     return lines
 
 

@@ -187,6 +187,8 @@ def _explain(key: str, problems: Sequence[Any]) -> str:
         return str(problem["ctx"]["error"])
     if problem["type"] == "missing":
         return f"{key} is missing: {problem['input']!r} needs it"
+    if problem["type"] == "model_type" and "." in key:  # an item of a list
+        return f"{key}: {problem['input']!r} is not possible; expected {{{': …, '.join(Stage.model_fields)}: …}}"
     if problem["type"] == "model_type":
         return f"{key}={problem['input']!r}; expected keys below it, such as {key}.{_fields_of(key)[0]}"
     expected = " or ".join(dict.fromkeys(_expected(problem) for problem in problems))

@@ -20,7 +20,7 @@ from bloodcell_dist.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_PLACES = ("data.path", "data.test_path", "model.weights")
+_CELLS = ("data.path", "data.test_path")
 _FREE = (
     *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.on_signal"),
     *("train.checks", "evaluate.bootstrap"),
@@ -101,8 +101,10 @@ def keep_choices(given: Settings, resolved: Settings, saved: Settings, run_folde
     moved: dict[str, Any] = {}
     same_source = resolved.data.source == saved.data.source
     for key, new, old in differences(resolved, saved):
-        is_place = key in ("data.cache_dir", "model.weights_dir") or (
-            key in _PLACES and bool(new and old) and same_source and not {new, old} & set(WEIGHTS_BY_NAME)
+        is_place = (
+            key in ("data.cache_dir", "model.weights_dir")
+            or (key in _CELLS and bool(new and old) and same_source)
+            or (key == "model.weights" and not {new, old} & set(WEIGHTS_BY_NAME))
         )
         if _is_open(key, given) and not (is_place and not Path(old).exists()):
             log.info("%s = %s, chosen when the run began, is kept; it would now be %s", key, old, new)
@@ -135,7 +137,11 @@ def _choose_model(
     model, backbone = settings.model, settings.model.backbone
     if backbone == "auto":
         backbone = "convnextbase" if machine.num_gpus else "mobilenetv3small"
-        why = "the best of the six on a GPU" if machine.num_gpus else "no GPU here, and it is the smallest of the six"
+        why = (
+            "the best of the six on a GPU; configs/convnextbase.yaml has a recipe for it"
+            if machine.num_gpus
+            else "no GPU here, and it is the smallest of the six"
+        )
         choices.take("model.backbone", backbone, why)
     directory = model.weights_dir and _absolute(model.weights_dir, folder)
     if directory:
@@ -150,11 +156,6 @@ def _choose_model(
         choices.take("model.weights", weights, str(file) if file else why)
     elif weights not in WEIGHTS_BY_NAME:
         choices.changes["model.weights"] = _absolute(weights, folder)
-    if weights == "none" and settings.finetune.batchnorm == "freeze":
-        raise UserError(
-            "finetune.batchnorm=freeze with model.weights=none would keep the statistics of an untrained network; "
-            "use finetune.batchnorm=train, or give weights"
-        )
 
 
 def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, choices: _Choices) -> None:

@@ -81,7 +81,7 @@ class Session:
             drop_path=settings.model.drop_path,
         )
         if weights is not None:
-            load_weights(self.model, weights)
+            load_weights(self.model, weights, data.train.class_names)
         self._depth = Depth(self.model)
         self._policy = self._augmentation()
         on, parts = settings.train.xla == "on", settings.train.xla in ("on", "parts")
@@ -95,7 +95,7 @@ class Session:
             labels=data.train.labels,
             per_replica_batch_size=self.arithmetic.per_replica_batch_size,
         )
-        self.step = StagedStep(self.arithmetic.stages, self._begin_stage)
+        self.step = StagedStep(self.arithmetic.stages, self._begin_stage, self._step)
         self.state = TrainingState(self.model, self._update, self.record)
         self.evaluation = Evaluation(
             self.model,
@@ -107,7 +107,7 @@ class Session:
             xla=on,
         )
 
-    def _begin_stage(self, stage: Stage) -> Step:
+    def _begin_stage(self, stage: Stage) -> None:
         """Freeze what does not train in a stage; the step, the update and the evaluation are traced anew for it."""
         variables = self._freeze(stage)
         self._update.select([self._places[id(variable)] for variable in variables])
@@ -120,7 +120,6 @@ class Session:
                 *(f"{sum(math.prod(v.shape) for v in variables):,}", f"{self.model.count_params():,}"),
                 stage.schedule.peak,
             )
-        return self._step
 
     def _freeze(self, stage: Stage) -> list[Any]:
         """Freeze all but what trains in a stage; the variables that train."""
@@ -200,6 +199,8 @@ class Session:
     def introduce(self) -> None:
         """Tell and write what describes the run."""
         log.info(self.describe())
+        if len(self.arithmetic.stages.stages) > 1:
+            log.info("stages: %s", self.arithmetic.stages)
         if self.data.cleaning is not None:
             log.info(self.data.cleaning.summary())
         if self.data.cleaning is not None and not self.run.cleaning.exists():
@@ -234,7 +235,7 @@ class Session:
             record=self.record,
             standing=self.standing,
             select_by=self.settings.evaluate.select_by,
-            learning_rate=self.arithmetic.stages.learning_rate,
+            stages=self.arithmetic.stages,
             epochs=self.arithmetic.length.epochs,
         )
         step: Callable[[Any, int, float], StepOutput] = self.step

@@ -19,9 +19,11 @@ from bloodcell_dist.data.prepare import Prepared, Source, prepare
 from bloodcell_dist.errors import UserError, exit_status_of
 from bloodcell_dist.resolve import Machine, keep_choices, resolve
 from bloodcell_dist.rundir import RunDir
-from bloodcell_dist.settings import Settings
+from bloodcell_dist.settings import Finetune, Settings
 
 log = logging.getLogger(__name__)
+
+INITIAL_WEIGHTS = "initial weights"
 
 STATES = {0: "done", 2: "bad input", 3: "training failed", 75: "stopped, checkpoint saved", 130: "interrupted"}
 
@@ -45,17 +47,39 @@ def initial_weights(settings: Settings, obtain: Callable[[str, str | None], Path
     """
     model = settings.model
     if model.weights == "none":
+        _check_from_scratch(settings.finetune)
         return None
     if model.weights == "imagenet":
         return obtain(model.backbone, model.weights_dir)
-    path = Path(model.weights)
-    path = RunDir(path).model if path.is_dir() else path
+    path = _weight_file(model.weights)
     if not path.is_file():
         raise UserError(
             f"model.weights={model.weights}: there is no file {path}; expected a Keras .h5, .weights.h5 or .keras "
             "file, the folder of a finished run, imagenet, auto or none"
         )
     return path
+
+
+def _check_from_scratch(finetune: Finetune) -> None:
+    """What only makes sense with given weights. UserError, or a warning."""
+    if finetune.batchnorm == "freeze":
+        raise UserError(
+            "finetune.batchnorm=freeze with model.weights=none would keep the statistics of an untrained network; "
+            "use finetune.batchnorm=train, or give weights"
+        )
+    if all(stage.train != "all" for stage in finetune.stages):
+        raise UserError(
+            "finetune.stages never trains all layers, and model.weights=none: part of the network would stay as it was "
+            "drawn; add a stage with train: all, or give weights"
+        )
+    if finetune.stages[0].train != "all":
+        log.warning("model.weights=none: the first stage trains on top of layers that have learned nothing yet")
+
+
+def _weight_file(given: str) -> Path:
+    """The file that model.weights names: itself, or the model in a run's folder."""
+    path = Path(given)
+    return RunDir(path).model if path.is_dir() else path
 
 
 def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bool) -> RunDir:
@@ -70,7 +94,7 @@ def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bo
         return RunDir(Path("runs", time.strftime("debug-%Y%m%d-%H%M%S")))
     places = {f"data.{name}": getattr(settings.data, name) for name in ("path", "test_path")}
     places["model.weights"] = given.model.weights
-    names = {key: place and Path(place).name for key, place in places.items()}
+    names = {key: place and Path(place).absolute().name for key, place in places.items()}
     chosen = {"data.cache_dir": None, "model.weights_dir": None, "data.source": settings.data.source, **names}
     digest = hashlib.sha256(dump_yaml(replace(given, chosen)).encode()).hexdigest()[:8]
     return RunDir(Path("runs", f"{settings.model.backbone}-{digest}"))
@@ -87,11 +111,27 @@ def open_run(stack: contextlib.ExitStack, run: RunDir, given: Settings, settings
         return settings, False
     _enter(stack, run)
     saved = load_settings(run.config)
-    settings = keep_choices(given, settings, saved, run.path)
-    if settings != saved:
+    settings = _with_same_weights(run, keep_choices(given, settings, saved, run.path), saved)
+    if settings != saved and not run.result.exists():
         run.write_config(dump_yaml(settings))
     stack.enter_context(_recorded_ending(run))
     return settings, True
+
+
+def _with_same_weights(run: RunDir, settings: Settings, saved: Settings) -> Settings:
+    """The settings, naming the weight file at its new place if that is there; UserError if it is another file.
+
+    Every run's export is called model.keras, so a name says little.
+    """
+    if settings.model.weights == saved.model.weights:
+        return settings
+    file = _weight_file(settings.model.weights)
+    if not file.is_file():
+        return replace(settings, {"model.weights": saved.model.weights})
+    before, now = json.loads(run.data.read_text()).get(INITIAL_WEIGHTS), _fingerprint(file)
+    if now != before:
+        raise UserError(_not_the_same(run, INITIAL_WEIGHTS, before, now))
+    return settings
 
 
 def begin_run(
@@ -114,10 +154,14 @@ def check_begun(run: RunDir, data: Prepared, weights: Path | None = None) -> Non
     before, now = json.loads(run.data.read_text()), fingerprints(data, weights)
     for name, content in now.items():
         if content != before.get(name):
-            raise UserError(
-                f"{run.path}: the {name} are not those this run began with ({before.get(name)}, now {content}); "
-                "put the old ones back, or give another --run-dir for a new run"
-            )
+            raise UserError(_not_the_same(run, name, before.get(name), content))
+
+
+def _not_the_same(run: RunDir, name: str, before: str | None, now: str) -> str:
+    return (
+        f"{run.path}: the {name} are not those this run began with ({before}, now {now}); "
+        "put the old ones back, or give another --run-dir for a new run"
+    )
 
 
 def fingerprints(data: Prepared, weights: Path | None = None) -> dict[str, str]:
@@ -127,11 +171,13 @@ def fingerprints(data: Prepared, weights: Path | None = None) -> dict[str, str]:
         name: "none" if cells is None else f"{cells.num_examples} examples, SHA-256 {cells.fingerprint()}"
         for name, cells in sets.items()
     }
-    if weights is not None:
-        with open(weights, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found["initial weights"] = f"{weights.name}, SHA-256 {digest}"
-    return found
+    return found if weights is None else {**found, INITIAL_WEIGHTS: _fingerprint(weights)}
+
+
+def _fingerprint(path: Path) -> str:
+    """`model.keras, SHA-256 1f…`."""
+    with open(path, "rb") as file:
+        return f"{path.name}, SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def _enter(stack: contextlib.ExitStack, run: RunDir) -> None:
@@ -157,6 +203,18 @@ def _recorded_ending(run: RunDir) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk must not hide the first error
             state = STATES.get(exit_status, "failed")
             atomic_write_json(run.status, {"state": state, "exit_status": exit_status, "message": message})
+
+
+def repeatable(settings: Settings, num_gpus: int) -> bool:
+    """Whether TensorFlow is to promise equal bits: where it is asked to and does not refuse the training for it.
+
+    It has no such gradient of depthwise convolutions in its own GPU kernels (tensorflow/community#386); XLA has.
+    """
+    asked = settings.train.deterministic and settings.augment.engine == "fused"
+    if asked and num_gpus and settings.train.xla != "on" and settings.model.backbone != "cnn":
+        log.warning("on a GPU without train.xla=on this network does not train bit-identically")
+        return False
+    return asked
 
 
 def load_data(settings: Settings) -> Prepared:

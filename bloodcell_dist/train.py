@@ -17,7 +17,16 @@ from bloodcell_dist.conclusion import conclude
 from bloodcell_dist.config import load_settings
 from bloodcell_dist.models import imagenet
 from bloodcell_dist.session import Session
-from bloodcell_dist.start import begin_run, check_begun, initial_weights, load_data, open_run, run_folder, settle
+from bloodcell_dist.start import (
+    begin_run,
+    check_begun,
+    initial_weights,
+    load_data,
+    open_run,
+    repeatable,
+    run_folder,
+    settle,
+)
 from bloodcell_dist.training.checkpoint import Checkpoints
 from bloodcell_dist.training.preemption import StopRequest
 
@@ -30,7 +39,8 @@ def train(options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         # 1. What is asked for, and what `auto` means on this machine.
         given = load_settings(options.config, overrides_of(options))
-        settings, choices = settle(given, runtime.look_at_machine(), imagenet.find)
+        machine = runtime.look_at_machine()
+        settings, choices = settle(given, machine, imagenet.find)
         run = run_folder(options.run_dir, given, settings, options.debug)
 
         # 2. A run that has begun goes on with the settings it began with; a finished one is left alone.
@@ -51,7 +61,7 @@ def train(options: argparse.Namespace) -> None:
             stop.leave_if_set()
             runtime.configure(
                 precision=settings.train.precision,
-                deterministic=settings.train.deterministic and settings.augment.engine == "fused",
+                deterministic=repeatable(settings, machine.num_gpus),
                 eager=settings.train.eager,
             )
             session = Session(settings, run, data, weights)

@@ -1,7 +1,12 @@
 """What all tests share: a quiet TensorFlow on few threads, and the real cells."""
 
+import contextlib
+import functools
+import http.server
 import os
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -20,6 +25,30 @@ os.environ.pop("BLOODCELL_WEIGHTS", None)
 # The same examples every time: a check that fails once in ten runs is no check.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[[Path], contextlib.AbstractContextManager[str]]:
+    """serve(folder): a context with the address of a server of its files, a hospital's mirror say."""
+    return _served
+
+
+@contextlib.contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server that does not write to the terminal."""
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from bloodcell_dist.history import append_metrics
 from bloodcell_dist.models.batchnorm import Recalibration
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.training.record import REMEDIES, EpochRecord
+from bloodcell_dist.training.stages import Stages
 from bloodcell_dist.training.state import TrainingState
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class EpochEnd:
         record: what the epoch's steps left.
         standing: brought up to date.
         select_by: metric that names the best epoch.
-        learning_rate: of an update, for the record.
+        stages: of the run: the learning rate of an update, and how long the time of an epoch tells of the next.
         epochs: of the run.
     """
 
@@ -142,13 +142,13 @@ class EpochEnd:
         record: EpochRecord,
         standing: Standing,
         select_by: str,
-        learning_rate: Callable[[int], float],
+        stages: Stages,
         epochs: int,
     ) -> None:
         self._run, self._state, self._evaluation = run, state, evaluation
         self._val, self._train_labels, self._plan = val, train_labels, plan
         self._record, self._standing, self._select_by = record, standing, select_by
-        self._learning_rate, self._epochs = learning_rate, epochs
+        self._stages, self._epochs = stages, epochs
         self._clock = time.monotonic()
         self._boards = {name: tf.summary.create_file_writer(str(run.tensorboard / name)) for name in ("train", "val")}
 
@@ -167,7 +167,7 @@ class EpochEnd:
         row = {
             "epoch": epoch,
             "step": step,
-            "learning_rate": self._learning_rate(step - 1),
+            "learning_rate": self._stages.learning_rate(step - 1),
             **{f"train_{name}": number for name, number in train.items()},
             **{f"val_{name}": number for name, number in val.items()},
             "skipped_updates": self._record.skipped_updates(),
@@ -175,19 +175,24 @@ class EpochEnd:
         }
         append_metrics(self._run.metrics, row)
         self._to_tensorboard(epoch, train, val, row)
-        log.info("%s%s%s", _line(row), " | best so far" if best else "", self._time_left(epoch))
+        log.info("%s%s%s", _line(row), " | best so far" if best else "", self._time_left(epoch, step))
 
     def _training_metrics(self, epoch: int) -> dict[str, float]:
         probabilities = self._record.probabilities()
         rows = self._plan.epoch_batches(epoch).ravel()[: len(probabilities)]
         return training_metrics(probabilities, self._record.losses(), self._train_labels[rows])
 
-    def _time_left(self, epoch: int) -> str:
-        """` | 12 min left`, from the time since the last epoch's end; nothing after the last."""
+    def _time_left(self, epoch: int, step: int) -> str:
+        """` | 12 min left`, from the time since the last epoch's end; nothing after the last.
+
+        Nor before the last stage: an epoch of the head alone takes a fraction of one of all layers.
+        """
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         left = seconds * (self._epochs - epoch - 1)
-        return f" | {math.ceil(left / 60)} min left" if left else ""
+        return (
+            f" | {math.ceil(left / 60)} min left" if left and self._stages.at(step) is self._stages.stages[-1] else ""
+        )
 
     def _to_tensorboard(self, epoch: int, train: dict[str, float], val: dict[str, float], row: dict[str, Any]) -> None:
         speed = {name: row[name] for name in ("learning_rate", "images_per_s")}

@@ -1,1 +1,1 @@
-"""The networks: backbones by name, their stateless layers, BatchNorm care."""
+"""The networks: backbones by name, rebuilt; weight files found, fetched, read; frozen layers; BatchNorm; cost."""

@@ -12,6 +12,7 @@ A nested model's layers in an old `.h5` are found by name as far as possible, si
 from __future__ import annotations
 
 import functools
+import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,9 @@ from keras.src.legacy.saving.legacy_h5_format import load_attributes_from_hdf5_g
 from keras.src.utils.naming import to_snake_case
 
 from bloodcell_dist.errors import UserError
+
+CLASS_NAMES = "class_names.json"
+"""Name of the list of classes in the archives that we export."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,15 @@ def read_layers(path: Path, architectures: Callable[[], Sequence[keras.Model]]) 
         reason = " ".join(str(error).rpartition("Exception encountered: ")[2].split())[:300]
         raise UserError(f"model.weights={path}: cannot be read as a Keras file ({reason})") from None
     raise UserError(f"model.weights={path}: is neither HDF5 nor a .keras archive; expected .h5, .weights.h5 or .keras")
+
+
+def classes_of(path: Path) -> list[str] | None:
+    """The classes of an exported model, in label order; None for a file that does not tell."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return list(json.loads(archive.read(CLASS_NAMES)))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
 
 
 def of_model(model: keras.Model) -> list[StoredLayer]:

@@ -13,35 +13,42 @@ import numpy as np
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.models.backbones import BACKBONES, HEAD
 from bloodcell_dist.models.rebuild import IMAGENET_MEAN, IMAGENET_STD
-from bloodcell_dist.models.stored import StoredLayer, read_layers
+from bloodcell_dist.models.stored import StoredLayer, classes_of, read_layers
 
 log = logging.getLogger(__name__)
 
-SHOWN = 5
+SHOWN = 10
 """How many differing layers a message names."""
 
 
-def load_weights(model: keras.Model, path: Path) -> None:
+def load_weights(model: keras.Model, path: Path, class_names: Sequence[str]) -> None:
     """Give a network of `build_classifier` the weights in a file of the same architecture; logs what it took.
 
-    The file may be stock or rebuilt (depthwise kernels in either layout), with or without a head. A head of as many
-    classes is taken over, another is left out and the network keeps its new one.
+    The file may be stock or rebuilt (depthwise kernels in either layout), with or without a head. A head for as many
+    classes is taken over, unless the file tells other ones, as exported models do; else the network keeps its new head.
+
+    Args:
+        model: the network.
+        path: of the file.
+        class_names: what the network is to tell apart, in label order.
 
     Raises:
         UserError: the file cannot be read, or layers differ; the message names them.
     """
     stored = read_layers(path, lambda: [stock_of(model), model])
-    for line in transfer(model, stored, str(path)):
+    theirs = classes_of(path)
+    for line in transfer(model, stored, str(path), take_head=theirs is None or theirs == list(class_names)):
         log.info(line)
 
 
-def transfer(model: keras.Model, stored: Sequence[StoredLayer], origin: str) -> list[str]:
+def transfer(model: keras.Model, stored: Sequence[StoredLayer], origin: str, *, take_head: bool = True) -> list[str]:
     """Copy stored layers into a network; what there is to tell about it, a line each. Raises UserError.
 
     Args:
         model: of `build_classifier`.
         stored: in the network's order.
         origin: of the layers, for messages.
+        take_head: whether a head that fits is wanted.
     """
     backbone = [layer for layer in model.layers if layer.weights and layer.name != HEAD]
     stored = _without_fixed(stored, model, origin)
@@ -51,7 +58,7 @@ def transfer(model: keras.Model, stored: Sequence[StoredLayer], origin: str) -> 
     for layer, source in zip(backbone, stored, strict=False):
         for variable, array in zip(layer.weights, source.arrays, strict=True):
             variable.assign(array.reshape(variable.shape))  # (7, 7, 1, C) and (7, 7, C, 1) hold the same numbers
-    return [f"{origin}: {len(backbone)} layers loaded", *_load_head(model, stored[len(backbone) :])]
+    return [f"{origin}: {len(backbone)} layers loaded", *_load_head(model, stored[len(backbone) :], take_head)]
 
 
 def stock_of(model: keras.Model) -> keras.Model:
@@ -59,12 +66,14 @@ def stock_of(model: keras.Model) -> keras.Model:
     return BACKBONES[model.name].stock(keras.Input(model.input_shape[1:]))
 
 
-def _load_head(model: keras.Model, rest: Sequence[StoredLayer]) -> list[str]:
+def _load_head(model: keras.Model, rest: Sequence[StoredLayer], take: bool) -> list[str]:
     """Take over the head if it fits; what there is to tell."""
     head = model.get_layer(HEAD)
     classes = head.units
     if not rest:
         return [f"the file has no head: the head for {classes} classes is new"]
+    if not take:
+        return [f"the file's head is for other classes and is left out: the head for {classes} classes is new"]
     if len(rest) == 1 and rest[0].shapes == _shapes(head):
         for variable, array in zip(head.weights, rest[0].arrays, strict=True):
             variable.assign(array)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 
 from bloodcell_dist.atomic import atomic_file
 from bloodcell_dist.models.dropout import StatelessDropout
+from bloodcell_dist.models.stored import CLASS_NAMES
 
 
 def plain_copy(model: keras.Model) -> keras.Model:
@@ -26,10 +30,15 @@ def plain_copy(model: keras.Model) -> keras.Model:
     return plain
 
 
-def export_model(model: keras.Model, path: Path) -> None:
-    """Write `plain_copy(model)` as a .keras file, whole or not at all."""
+def export_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> None:
+    """Write `plain_copy(model)` as a .keras file, whole or not at all.
+
+    The archive also holds `class_names.json`, in label order, which Keras does not look at.
+    """
     with atomic_file(path) as temporary:
         plain_copy(model).save(temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.writestr(CLASS_NAMES, json.dumps(list(class_names)))
 
 
 def _plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:

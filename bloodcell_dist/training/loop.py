@@ -81,7 +81,7 @@ def run_loop(
         Preempted: a stop was requested; the state is saved.
         TrainingFailed: the training diverged.
     """
-    step = first_step
+    step, traced_at = first_step, {first_step, *stages.first_steps}
     while step < length.total_steps:
         epoch = length.finished_epochs(step)
         start, end = epoch * length.steps_per_epoch, length.end_of(epoch)
@@ -89,7 +89,7 @@ def run_loop(
         with EpochProgress(epoch + 1, length.epochs, step - start, end - start) as progress:
             clock = time.monotonic()
             for indices in replication.feed(batches):
-                compiles = step == first_step or step in stages.first_steps
+                compiles = step in traced_at
                 if compiles:
                     _pause(record, clock)
                     clock = time.monotonic()

@@ -46,6 +46,10 @@ class Stages:
         stage = self.at(step)
         return stage.schedule(step - stage.first_step)
 
+    def __str__(self) -> str:
+        """`head in steps 1 to 4, all in steps 5 to 12`."""
+        return ", ".join(f"{stage.train} in steps {stage.first_step + 1} to {stage.end_step}" for stage in self.stages)
+
     @property
     def first_steps(self) -> frozenset[int]:
         """Where the stages begin: there the step is traced anew."""
@@ -74,28 +78,31 @@ def lay_out(
                 "make it larger, raise train.epochs, or leave the stage out"
             )
         steps = end - first
-        warmup = warmup_steps if len(parts) == 1 else min(warmup_steps, steps // 2)
-        stages.append(Stage(train, first, end, Schedule(learning_rate * rate, steps, warmup, shape)))
+        schedule = Schedule(learning_rate * rate, steps, min(warmup_steps, steps // 2), shape)
+        stages.append(Stage(train, first, end, schedule))
     return Stages(tuple(stages))
 
 
 class StagedStep:
-    """Makes each update with the step function of its stage, which is built when the stage begins.
+    """A step function that changes with the stages.
 
     Args:
         stages: of the run.
-        build: makes the step function of a stage, after freezing what does not train in it.
+        begin: freezes what does not train in a stage, and lets `step` train the rest.
+        step: makes an update.
     """
 
-    def __init__(self, stages: Stages, build: Callable[[Stage], Callable[[Any, int, float], StepOutput]]) -> None:
-        self._stages, self._build = stages, build
+    def __init__(
+        self, stages: Stages, begin: Callable[[Stage], None], step: Callable[[Any, int, float], StepOutput]
+    ) -> None:
+        self._stages, self._begin, self._step = stages, begin, step
         self._stage: Stage | None = None
 
     def enter(self, step: int) -> None:
         """Be in the stage of update `step`: what is evaluated after it has the frozen layers of that stage."""
         stage = self._stages.at(step)
         if stage is not self._stage:
-            self._step = self._build(stage)
+            self._begin(stage)
             self._stage = stage
 
     def __call__(self, indices: Any, step: int, learning_rate: float) -> StepOutput:

@@ -127,6 +127,7 @@ def broken_weights(folder: Path) -> list[str]:
 
 
 STAGES = "finetune.stages=[{share: 0.2, train: head}, {share: 0.7}]"
+HEAD_ONLY = "finetune.stages=[{share: 1, train: head}]"
 LAST = "finetune.stages=[{share: 1, train: 'last:2'}]"
 
 
@@ -144,6 +145,11 @@ LAST = "finetune.stages=[{share: 1, train: 'last:2'}]"
         (with_settings(LAST), ("finetune.stages[0].train='last:2'", "head, all, or last:")),
         (with_settings("finetune.stages=[{train: head}]"), ("finetune.stages[0].share is missing",)),
         (with_settings("finetune.stages=[{share: 1, part: all}]"), ("stages[0].part; known are share, train, rate",)),
+        (with_settings("finetune.stages=[head]"), ("finetune.stages: 'head' is not possible; expected {share: …",)),
+        (
+            with_settings("finetune.stages=[{share: 1, train: head}]", "model.weights=none"),
+            ("never trains all layers",),
+        ),
         (with_settings("finetune.stages=[]"), ("finetune.stages=[] has no stage",)),
         (with_settings("finetune.batchnorm=freeze", "model.weights=none"), ("finetune.batchnorm=freeze", "untrained")),
         (missing_file, ("nowhere.npz", "no such file")),

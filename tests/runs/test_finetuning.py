@@ -123,6 +123,20 @@ def test_the_log_tells_of_each_stage(staged: tuple[Path, str]) -> None:
     assert "4,616 of 943,736 weights train" in lines[0]
 
 
+def test_compiled_as_a_whole_the_stages_train_alike(tmp_path: Path) -> None:
+    """`train.xla=on`, as on GPUs: enlarged pictures, stochastic depth and a change of stages in one program each."""
+    losses = []
+    for xla in ("on", "off"):
+        options = (f"train.xla={xla}", "model.input_size=48", "model.weights=none", "data.cache_dir=off")
+        short = ("finetune.stages=[{share: 0.4, train: 'last:0.4'}, {share: 0.6}]", "train.epochs=1")
+        done = subprocess.run(command(tmp_path / xla, *options, *short), capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+        losses.append(arrays(tmp_path / xla, 3)["epoch/losses"])
+    assert losses[0].shape == (3 * 48,)
+    np.testing.assert_allclose(losses[0][: 2 * 48], losses[1][: 2 * 48], rtol=2e-3)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-2)
+
+
 def test_kills_in_every_stage_and_without_the_weight_file_change_nothing(
     staged: tuple[Path, str], tmp_path: Path
 ) -> None:

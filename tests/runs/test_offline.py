@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import http.server
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,10 +56,15 @@ def hash(weights: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def copied(weights: Path, hash: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copied(
+    weights: Path,
+    hash: str,
+    serve: Callable[[Path], contextlib.AbstractContextManager[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The folder that was fetched on a machine with a network, at its new place on the cluster."""
     base = tmp_path_factory.mktemp("offline")
-    with mirror_of(weights.parent) as address:
+    with serve(weights.parent) as address:
         command = ["weights", "fetch", "mobilenetv3small", "--dest", str(base / "fetched"), "--mirror", address]
         done = run(python("bloodcell_dist.cli", hash, command), base)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
@@ -70,24 +72,6 @@ def copied(weights: Path, hash: str, tmp_path_factory: pytest.TempPathFactory) -
     shutil.copytree(base / "fetched", base / "cluster")
     shutil.rmtree(base / "fetched")
     return base / "cluster"
-
-
-@contextlib.contextmanager
-def mirror_of(folder: Path) -> Iterator[str]:
-    """The address of a hospital's own server."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A server that does not write to the terminal."""
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
 
 
 def python(module: str, hash: str, arguments: list[str]) -> list[str]:

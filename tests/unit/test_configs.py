@@ -48,3 +48,5 @@ def test_stages_and_warm_up_fit_real_sets_and_the_debug_mode(path: Path, debug: 
     arithmetic = work_out(settings, labels, 1)
     assert len(arithmetic.stages.stages) == len(settings.finetune.stages)
     assert arithmetic.stages.stages[-1].end_step >= arithmetic.length.total_steps
+    if debug:
+        assert arithmetic.length.total_steps == 32  # 2 x 256 examples, whatever the recipe makes of an epoch

@@ -20,7 +20,7 @@ from bloodcell_dist.models.dropout import StatelessDropout
 from bloodcell_dist.models.finetune import Depth, Part
 from bloodcell_dist.serving.export import export_model, plain_copy
 from bloodcell_dist.serving.predictor import Predictor
-from bloodcell_dist.settings import Settings
+from bloodcell_dist.settings import BLOOD_CELLS, Settings
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
 
@@ -52,7 +52,7 @@ def expected(model: keras.Model) -> np.ndarray:
 def test_plain_keras_in_a_fresh_process_gives_the_same_probabilities(
     tmp_path: Path, model: keras.Model, expected: np.ndarray
 ) -> None:
-    export_model(model, tmp_path / "model.keras")
+    export_model(model, tmp_path / "model.keras", BLOOD_CELLS)
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
     np.save(tmp_path / "images.npy", IMAGES)
     arguments = [str(tmp_path / name) for name in ("model.keras", "images.npy", "out.npz")]
@@ -128,7 +128,7 @@ def make_run(folder: Path, model: keras.Model) -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_yaml(Settings()))
     (folder / "result.json").write_text(json.dumps({"class_names": [f"type {i}" for i in range(8)]}))
-    export_model(model, folder / "model.keras")
+    export_model(model, folder / "model.keras", BLOOD_CELLS)
     return folder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bloodcell_dist.errors import UserError
-from bloodcell_dist.training.stages import Stage, StagedStep, lay_out
+from bloodcell_dist.training.stages import StagedStep, lay_out
 
 
 def three(total_steps: int = 100, warmup_steps: int = 0, shape: Any = "constant"):
@@ -44,9 +44,14 @@ def test_each_stage_warms_up_and_decays_by_itself() -> None:
         assert rates[-1] < 0.25 * peak
 
 
-def test_one_stage_is_the_plain_schedule() -> None:
-    stages = lay_out([(1.0, "all", 1.0)], total_steps=30, learning_rate=0.1, warmup_steps=20, shape="cosine")
-    assert stages.stages[0].schedule.warmup_steps == 20  # not capped: nothing changes for a run without stages
+@pytest.mark.parametrize(("warmup", "expected"), [(3, 3), (20, 15)])
+def test_a_warm_up_takes_half_of_a_stage_at_most(warmup: int, expected: int) -> None:
+    stages = lay_out([(1.0, "all", 1.0)], total_steps=30, learning_rate=0.1, warmup_steps=warmup, shape="cosine")
+    assert stages.stages[0].schedule.warmup_steps == expected
+
+
+def test_the_plan_in_one_line() -> None:
+    assert str(three()) == "head in steps 1 to 10, last:0.4 in steps 11 to 50, all in steps 51 to 100"
 
 
 @pytest.mark.parametrize(("shares", "ends"), [((0.33, 0.33, 0.33), [10, 20, 30]), ((0.5, 0.505), [15, 30])])
@@ -62,21 +67,17 @@ def test_a_stage_without_a_step_is_the_persons_mistake() -> None:
         three(total_steps=4)
 
 
-def test_the_step_is_built_when_a_stage_begins_and_only_then() -> None:
-    built: list[str] = []
-
-    def build(stage: Stage):
-        built.append(stage.train)
-        return lambda indices, step, rate: (stage.train, step, rate)
-
-    step: Any = StagedStep(three(), build)
-    assert [step(None, number, 0.5) for number in (8, 9, 10, 11)] == [
-        ("head", 8, 0.5),
-        ("head", 9, 0.5),
-        ("last:0.4", 10, 0.5),
-        ("last:0.4", 11, 0.5),
+def test_a_stage_begins_with_its_first_step_and_only_then() -> None:
+    begun: list[str] = []
+    step: Any = StagedStep(three(), lambda stage: begun.append(stage.train), lambda *given: (*given, begun[-1]))  # type: ignore[arg-type]
+    assert [step("rows", number, 0.5) for number in (8, 9, 10, 11)] == [
+        ("rows", 8, 0.5, "head"),
+        ("rows", 9, 0.5, "head"),
+        ("rows", 10, 0.5, "last:0.4"),
+        ("rows", 11, 0.5, "last:0.4"),
     ]
-    assert built == ["head", "last:0.4"]
+    assert begun == ["head", "last:0.4"]
     step.enter(99)
-    assert built == ["head", "last:0.4", "all"]
-    assert step(None, 99, 0.5)[0] == "all"
+    assert begun == ["head", "last:0.4", "all"]
+    assert step("rows", 99, 0.5) == ("rows", 99, 0.5, "all")
+    assert begun == ["head", "last:0.4", "all"]

@@ -26,6 +26,7 @@ from bloodcell_dist.start import (
     initial_weights,
     load_data,
     open_run,
+    repeatable,
     run_folder,
     settle,
 )
@@ -304,3 +305,52 @@ def test_the_name_of_a_run_does_not_depend_on_where_its_weights_lie() -> None:
 
     assert name("model.weights=/one/a.h5") == name("model.weights=/two/a.h5") != name("model.weights=/one/b.h5")
     assert name("model.weights_dir=/one") == name("model.weights_dir=/two") == name()
+
+
+def test_a_resumed_run_refuses_another_weight_file_and_can_do_without_one(tmp_path: Path) -> None:
+    """Every export is called model.keras: the name of the run does not tell them apart."""
+    for name, content in (("a", b"1"), ("b", b"2"), ("copy", b"1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.keras").write_bytes(content)
+    first = tmp_path / "a" / "model.keras"
+    given, settings = settings_of(f"model.weights={first}")
+    run = RunDir(tmp_path / "run")
+    with contextlib.ExitStack() as stack:
+        open_run(stack, run, given, settings)
+        begin_run(stack, run, settings, CELLS, first)
+    before = run.config.read_bytes()
+    with pytest.raises(
+        UserError, match="the initial weights are not those this run began with .model.keras, SHA-256 6b"
+    ):
+        go_on(run.path, f"model.weights={tmp_path / 'b'}")
+    assert run.config.read_bytes() == before
+    assert go_on(run.path, f"model.weights={tmp_path / 'gone' / 'model.keras'}").model.weights == str(first)
+    assert go_on(run.path, f"model.weights={tmp_path / 'copy'}").model.weights == str(tmp_path / "copy")
+
+
+def test_a_finished_run_keeps_its_config(tmp_path: Path) -> None:
+    with begun(tmp_path / "run", "data.cache_dir=/scratch/1") as run:
+        run.result.write_text("{}")
+    before = run.config.read_bytes()
+    assert go_on(run.path, "data.cache_dir=/scratch/2").data.cache_dir == "/scratch/2"
+    assert run.config.read_bytes() == before
+
+
+def test_stages_on_top_of_untrained_layers_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    assert weights_of("model.weights=none", "finetune.stages=[{share: 0.5, train: head}, {share: 0.5}]") is None
+    assert "layers that have learned nothing yet" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_gpus", "expected"),
+    [
+        ([], 0, True),
+        (["train.xla=on"], 1, True),
+        (["train.xla=off"], 1, False),
+        (["train.xla=off", "model.backbone=cnn"], 1, True),
+        (["train.deterministic=false"], 0, False),
+        (["augment.engine=kerascv"], 0, False),
+    ],
+)
+def test_where_bits_are_promised(overrides: list[str], num_gpus: int, expected: bool) -> None:
+    assert repeatable(settings_of(*overrides)[1], num_gpus) is expected

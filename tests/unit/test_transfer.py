@@ -20,12 +20,13 @@ from bloodcell_dist.errors import UserError
 from bloodcell_dist.models.backbones import BACKBONES, HEAD, build_classifier
 from bloodcell_dist.models.stored import of_model
 from bloodcell_dist.models.transfer import load_weights, stock_of, transfer
-from bloodcell_dist.serving.export import plain_copy
+from bloodcell_dist.serving.export import export_model, plain_copy
 
 Fill = Callable[..., None]
 
 LAYOUTS = ("legacy weights", "legacy model", "weights", "keras")
 CLASSES = 5
+NAMES = [f"class {number}" for number in range(CLASSES)]
 BACKBONE_LAYERS = {"mobilenetv3small": 86, "efficientnetb0": 130, "convnextbase": 34}
 
 
@@ -136,7 +137,7 @@ def test_every_layer_gets_its_weights(
     fill(given, seed=2)
     path = write(given, layout, tmp_path)
     with caplog.at_level(logging.INFO, logger="bloodcell_dist"):
-        load_weights(ours, path)
+        load_weights(ours, path, NAMES)
     assert_loaded(ours, given)
 
     fits = source in {"exported", "in Sequential", "in Functional"} or (
@@ -166,7 +167,7 @@ def test_keras_efficientnet_that_was_trained_from_imagenet(
     assert [type(layer).__name__ for layer in given.layers[1:4]] == ["Rescaling", "Normalization", "Rescaling"]
     for layout in LAYOUTS:
         models["efficientnetb0"].set_weights([weight * 0 for weight in models["efficientnetb0"].get_weights()])
-        load_weights(models["efficientnetb0"], write(given, layout, tmp_path))
+        load_weights(models["efficientnetb0"], write(given, layout, tmp_path), NAMES)
         assert_loaded(models["efficientnetb0"], given)
 
 
@@ -224,7 +225,10 @@ END = "; give weights of the same network, or set model.backbone to the file's"
             "stage0_norm should be 32, 32, 32, 32, the file has nothing; "
             "stage1_conv should be 3x3x32x64, the file has nothing; "
             "stage1_norm should be 64, 64, 64, 64, the file has nothing; "
-            "stage2_conv should be 3x3x64x128, the file has nothing; and 3 more differences",
+            "stage2_conv should be 3x3x64x128, the file has nothing; "
+            "stage2_norm should be 128, 128, 128, 128, the file has nothing; "
+            "stage3_conv should be 3x3x128x256, the file has nothing; "
+            "stage3_norm should be 256, 256, 256, 256, the file has nothing",
         ),
     ],
     ids=["shape", "bias", "missing", "besides", "end missing", "empty"],
@@ -239,13 +243,35 @@ def test_the_layers_that_differ_are_named(
     assert str(caught.value) == BEGINNING + difference + END
 
 
+@pytest.mark.parametrize(("theirs", "loaded"), [(NAMES, True), (NAMES[::-1], False), (["other"] * CLASSES, False)])
+def test_an_exported_head_is_taken_for_the_same_classes_in_the_same_order_only(
+    theirs: list[str],
+    loaded: bool,
+    models: dict[str, keras.Model],
+    fill: Fill,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ours = models["cnn"]
+    fill(ours, seed=3)
+    expected = ours.get_layer(HEAD).get_weights()
+    export_model(ours, tmp_path / "model.keras", theirs)
+    fill(ours, seed=4)
+    new = ours.get_layer(HEAD).get_weights()
+    with caplog.at_level(logging.INFO, logger="bloodcell_dist"):
+        load_weights(ours, tmp_path / "model.keras", NAMES)
+    for array, wanted in zip(ours.get_layer(HEAD).get_weights(), expected if loaded else new, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+    assert ("the file's head is for other classes and is left out" in caplog.text) is not loaded
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_file_of_another_network(layout: str, models: dict[str, keras.Model], tmp_path: Path) -> None:
     path = write(stock("convnextbase"), layout, tmp_path)
     # without names and order the file's first layers are any
     theirs = "layers/conv2d 7x7x1x8, 8" if layout == "weights" else "convnext_base_stem_conv 4x4x3x8, 8"
     with pytest.raises(UserError) as caught:
-        load_weights(models["mobilenetv3small"], path)
+        load_weights(models["mobilenetv3small"], path, NAMES)
     message = str(caught.value)
     beginning = (
         f"model.weights={path}: does not fit model.backbone=mobilenetv3small with its 86 layers: "
@@ -272,4 +298,4 @@ def test_efficientnet_for_pictures_scaled_otherwise(
         "[0.229, 0.224, 0.225]; give weights that were trained so"
     )
     with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
-        load_weights(models["efficientnetb0"], path)
+        load_weights(models["efficientnetb0"], path, NAMES)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
-import http.server
 import re
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,22 +61,10 @@ def surroundings(files: dict[str, WeightsFile], tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.fixture
-def mirror(weights: Path) -> Iterator[str]:
+def mirror(weights: Path, serve: Callable[[Path], contextlib.AbstractContextManager[str]]) -> Iterator[str]:
     """The address of a folder that holds the generated file."""
-    handler = functools.partial(Quiet, directory=str(weights.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A server that does not write to the terminal."""
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
+    with serve(weights.parent) as address:
+        yield address
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:

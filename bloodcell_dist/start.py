@@ -17,9 +17,10 @@ from bloodcell_dist.atomic import atomic_write_json
 from bloodcell_dist.config import dump_yaml, load_settings, replace
 from bloodcell_dist.data.prepare import Prepared, Source, prepare
 from bloodcell_dist.errors import UserError, exit_status_of
+from bloodcell_dist.initial_weights import fingerprint_of, weight_file
 from bloodcell_dist.resolve import Machine, keep_choices, resolve
 from bloodcell_dist.rundir import RunDir
-from bloodcell_dist.settings import Finetune, Settings
+from bloodcell_dist.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -36,50 +37,6 @@ def settle(
     `staged` finds the ImageNet weights of (backbone, model.weights_dir); commands that build no network leave it out.
     """
     return resolve(given, machine, os.environ, Path.cwd(), staged)
-
-
-def initial_weights(settings: Settings, obtain: Callable[[str, str | None], Path]) -> Path | None:
-    """The weight file that the settings ask for, None if they ask for none. Raises UserError if it is not there.
-
-    Args:
-        settings: resolved.
-        obtain: gets the ImageNet weights of (backbone, model.weights_dir).
-    """
-    model = settings.model
-    if model.weights == "none":
-        _check_from_scratch(settings.finetune)
-        return None
-    if model.weights == "imagenet":
-        return obtain(model.backbone, model.weights_dir)
-    path = _weight_file(model.weights)
-    if not path.is_file():
-        raise UserError(
-            f"model.weights={model.weights}: there is no file {path}; expected a Keras .h5, .weights.h5 or .keras "
-            "file, the folder of a finished run, imagenet, auto or none"
-        )
-    return path
-
-
-def _check_from_scratch(finetune: Finetune) -> None:
-    """What only makes sense with given weights. UserError, or a warning."""
-    if finetune.batchnorm == "freeze":
-        raise UserError(
-            "finetune.batchnorm=freeze with model.weights=none would keep the statistics of an untrained network; "
-            "use finetune.batchnorm=train, or give weights"
-        )
-    if all(stage.train != "all" for stage in finetune.stages):
-        raise UserError(
-            "finetune.stages never trains all layers, and model.weights=none: part of the network would stay as it was "
-            "drawn; add a stage with train: all, or give weights"
-        )
-    if finetune.stages[0].train != "all":
-        log.warning("model.weights=none: the first stage trains on top of layers that have learned nothing yet")
-
-
-def _weight_file(given: str) -> Path:
-    """The file that model.weights names: itself, or the model in a run's folder."""
-    path = Path(given)
-    return RunDir(path).model if path.is_dir() else path
 
 
 def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bool) -> RunDir:
@@ -125,10 +82,10 @@ def _with_same_weights(run: RunDir, settings: Settings, saved: Settings) -> Sett
     """
     if settings.model.weights == saved.model.weights:
         return settings
-    file = _weight_file(settings.model.weights)
+    file = weight_file(settings.model.weights)
     if not file.is_file():
         return replace(settings, {"model.weights": saved.model.weights})
-    before, now = json.loads(run.data.read_text()).get(INITIAL_WEIGHTS), _fingerprint(file)
+    before, now = json.loads(run.data.read_text()).get(INITIAL_WEIGHTS), fingerprint_of(file)
     if now != before:
         raise UserError(_not_the_same(run, INITIAL_WEIGHTS, before, now))
     return settings
@@ -171,13 +128,7 @@ def fingerprints(data: Prepared, weights: Path | None = None) -> dict[str, str]:
         name: "none" if cells is None else f"{cells.num_examples} examples, SHA-256 {cells.fingerprint()}"
         for name, cells in sets.items()
     }
-    return found if weights is None else {**found, INITIAL_WEIGHTS: _fingerprint(weights)}
-
-
-def _fingerprint(path: Path) -> str:
-    """`model.keras, SHA-256 1f…`."""
-    with open(path, "rb") as file:
-        return f"{path.name}, SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return found if weights is None else {**found, INITIAL_WEIGHTS: fingerprint_of(weights)}
 
 
 def _enter(stack: contextlib.ExitStack, run: RunDir) -> None:

@@ -15,12 +15,12 @@ from bloodcell_dist import logs, runtime  # runtime before all others: it import
 from bloodcell_dist.commandline import add_train_options, overrides_of, run_command
 from bloodcell_dist.conclusion import conclude
 from bloodcell_dist.config import load_settings
+from bloodcell_dist.initial_weights import initial_weights
 from bloodcell_dist.models import imagenet
 from bloodcell_dist.session import Session
 from bloodcell_dist.start import (
     begin_run,
     check_begun,
-    initial_weights,
     load_data,
     open_run,
     repeatable,

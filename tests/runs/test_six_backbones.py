@@ -48,7 +48,7 @@ SETTINGS = (
     "evaluate.bootstrap=0",
     "evaluate.select_by=loss",
 )
-LEARNING_RATE = {"convnextbase": 1e-4}
+LEARNING_RATE = {"efficientnetv2m": 1e-4, "convnextbase": 3e-5}  # others 3e-4: what falls within four steps
 PLAIN_KERAS = """
 import sys, numpy as np, keras
 model = keras.saving.load_model(sys.argv[1])
@@ -106,9 +106,8 @@ def from_the_first_step_to_plain_keras(backbone: str, precision: str, cells: tup
     evaluated_as_while_training(run, test, tmp_path / "evaluation")
     arguments = [str(run.model), str(test), str(tmp_path / "plain.npy")]
     subprocess.run([sys.executable, "-c", PLAIN_KERAS, *arguments], check=True, timeout=300, cwd=tmp_path)
-    tolerance = 1e-6 if precision == "float32" else 2e-2  # bfloat16 sums differ with how the graph is cut
     np.testing.assert_allclose(
-        probabilities(tmp_path / "evaluation" / "predictions.csv"), np.load(tmp_path / "plain.npy"), atol=tolerance
+        probabilities(tmp_path / "evaluation" / "predictions.csv"), np.load(tmp_path / "plain.npy"), atol=1e-6
     )
 
 

@@ -20,7 +20,7 @@ LAYERS = (
     {"cluster", "data", "augment", "models"},
     {"training", "resolve"},
     {"evaluation", "runtime"},
-    {"serving", "sweep", "arithmetic"},
+    {"serving", "sweep", "arithmetic", "initial_weights"},
     {"session", "start"},
     {"conclusion"},
     {"train", "data_commands", "models_command", "weights_commands"},

@@ -16,6 +16,7 @@ from bloodcell_dist.config import load_settings, replace
 from bloodcell_dist.data.dataset import ArrayDataset
 from bloodcell_dist.data.prepare import Prepared
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.initial_weights import initial_weights
 from bloodcell_dist.resolve import Machine
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.settings import Settings
@@ -23,7 +24,6 @@ from bloodcell_dist.start import (
     begin_run,
     check_begun,
     default_cache,
-    initial_weights,
     load_data,
     open_run,
     repeatable,

@@ -13,6 +13,12 @@ from bloodcell_dist import cli
 NAMES = ("basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "monocyte", "neutrophil", "platelet")
 
 
+@pytest.fixture(autouse=True)
+def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in this process: what they set for good, such as deterministic operations, others would meet."""
+    monkeypatch.setattr("bloodcell_dist.runtime.configure", lambda **_: None)
+
+
 def cells(count: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Small random pictures, every class `count` / 8 times."""
     images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)

@@ -82,8 +82,8 @@ def training_bytes(model: keras.Model, *, batch_size: int, bytes_per_value: int,
         EfficientNetV2S               28.7              28.1
         ConvNeXtBase                  76.6  67          73.1
 
-    All that EfficientNetB0's gradient adds for 32 pictures in float32 was 600 to 665 MiB in five runs and 984 in a sixth,
-    on a busy machine; 576 estimated.
+    All that EfficientNetB0's gradient adds for 32 pictures in float32 was 600 to 665 MiB in five runs and 984 in
+    another, on a busy machine; 576 estimated.
     Not measured: other sizes of pictures, the copies of the weights, and anything on a GPU.
 
     Args:

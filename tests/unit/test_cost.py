@@ -192,5 +192,5 @@ def test_estimated_memory_is_near_what_a_process_takes() -> None:
     )
     assert done.returncode == 0, done.stderr
     measured, estimated = map(int, done.stdout.split())
-    # What an allocator holds back and when TensorFlow lets go of a tensor differ from run to run, by up to 1.7 seen here.
+    # What an allocator holds back and when TensorFlow lets go of a tensor differ from run to run: 1.0 to 1.7 seen.
     assert 0.9 * estimated < measured < 2 * estimated, (measured, estimated)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bloodcell_dist.arithmetic import Arithmetic
 from bloodcell_dist.atomic import atomic_write_json
 from bloodcell_dist.data.cleaning import REASONS, TITLES
 from bloodcell_dist.evaluation.finish import Measured, draw_plots, measure
@@ -18,7 +19,7 @@ from bloodcell_dist.evaluation.result import build_result, summary
 from bloodcell_dist.history import read_metrics
 from bloodcell_dist.serving.export import export_model
 from bloodcell_dist.session import Session
-from bloodcell_dist.settings import Data
+from bloodcell_dist.settings import Data, Settings
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ def _report_inputs(
         pictures=pictures,
         test_source=test_source,
         test_is_same_source=same_source,
-        notes=notes(session),
+        notes=notes(session.settings, session.arithmetic),
+        beginnings=beginnings(session.settings, session.arithmetic),
     )
 
 
@@ -101,9 +103,9 @@ def class_counts(session: Session) -> dict[str, list[int]]:
     return {name: values.tolist() for name, values in counts.items()}
 
 
-def notes(session: Session) -> list[str]:
-    """What a reader of the report must know besides the figures."""
-    settings, length = session.settings, session.arithmetic.length
+def notes(settings: Settings, arithmetic: Arithmetic) -> list[str]:
+    """What a reader of the report must be warned of."""
+    length, stages = arithmetic.length, arithmetic.stages
     lines = []
     if settings.data.source == "synthetic":
         lines.append("The cells are drawn by a program. The figures say nothing about real blood.")
@@ -111,10 +113,17 @@ def notes(session: Session) -> list[str]:
         lines.append(f"Each set was cut to {settings.data.max_examples} examples.")
     if length.total_steps < length.steps_per_epoch * int(settings.train.epochs):
         lines.append(f"Training was cut short by train.max_steps={settings.train.max_steps}.")
-    never = [s.train for s in session.arithmetic.stages.stages if s.first_step >= length.total_steps]
+    never = [stage.train for stage in stages.stages if stage.first_step >= length.total_steps]
     if never:
         lines.append(f"It ended before these stages of finetune.stages began: {', '.join(never)}.")
     return lines
+
+
+def beginnings(settings: Settings, arithmetic: Arithmetic) -> dict[str, str]:
+    """Where the network came from and what was trained when, by name."""
+    weights = {"none": "drawn at random", "imagenet": "ImageNet"}.get(settings.model.weights, settings.model.weights)
+    stages = arithmetic.stages
+    return {"Initial weights": weights} | ({"Stages": str(stages)} if len(stages.stages) > 1 else {})
 
 
 def origin_of_test(data: Data) -> tuple[str | None, bool | None]:

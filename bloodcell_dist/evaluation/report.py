@@ -53,6 +53,7 @@ class ReportInputs:
         test_is_same_source: whether the test set comes from the same slides or laboratory as the training set (a
             collection's own test split, drawn cells); None if that is not known.
         notes: what a reader must know besides (cut short by max_steps, drawn cells), one line each.
+        beginnings: what the head of the report says of the training besides, by name.
     """
 
     result: Mapping[str, Any]
@@ -68,6 +69,7 @@ class ReportInputs:
     test_source: str | None = None
     test_is_same_source: bool | None = None
     notes: Sequence[str] = ()
+    beginnings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := set(self.pictures) - set(PICTURES):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,8 +10,6 @@ from typing import Any, Literal
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.training.schedule import Schedule
 from bloodcell_dist.training.step import StepOutput
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

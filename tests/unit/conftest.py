@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,25 @@ def imagenet(fill: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
 
         yield build
     weights_file.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def write() -> Callable[[Any, str, Path], Path]:
+    """write(model, layout, folder): a weight file in one of Keras' layouts."""
+
+    def write_file(model: Any, layout: str, folder: Path) -> Path:
+        import h5py
+        from keras.src.legacy.saving import legacy_h5_format
+
+        if layout == "legacy weights":
+            with h5py.File(folder / "w.h5", "w") as file:
+                legacy_h5_format.save_weights_to_hdf5_group(file, model)
+            return folder / "w.h5"
+        name = {"legacy model": "m.h5", "weights": "w.weights.h5", "keras": "m.keras"}[layout]
+        (model.save_weights if layout == "weights" else model.save)(folder / name)
+        return folder / name
+
+    return write_file
 
 
 def flat(layers: Iterable[Any]) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,22 @@ WIDTH = 500
 def masked(
     positions: list[int] | range,
     *,
+    kind: type[StatelessDropout] = StatelessDropout,
+    shape: tuple[int, ...] = (WIDTH,),
     rate: float = 0.4,
     stream: int = 0,
     seed: int = 1,
     step: int = 2,
     dtype: str = "float32",
 ) -> np.ndarray:
-    """What dropout makes of ones at these positions of the global batch."""
-    layer = StatelessDropout(rate, stream=stream, dtype=dtype)
+    """What dropout of a kind makes of ones [B, *shape] at these positions of the global batch."""
+    layer = kind(rate, stream=stream, dtype=dtype)
     with randomness(seed, tf.constant(step), tf.constant(list(positions))):
-        return np.asarray(layer(tf.ones((len(positions), WIDTH), dtype), training=True), np.float32)
+        return np.asarray(layer(tf.ones((len(positions), *shape), dtype), training=True), np.float32)
+
+
+branch = functools.partial(masked, kind=StochasticDepth, shape=(2, 3, 5))
+"""What stochastic depth makes of branches of ones."""
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -168,21 +175,6 @@ def test_a_model_with_it_trains_with_fit() -> None:
     model.compile("sgd", "mse")
     history = model.fit(np.ones((8, 6)), np.ones((8, 2)), verbose=0)
     assert np.isfinite(history.history["loss"]).all()
-
-
-def branch(
-    positions: list[int] | range,
-    *,
-    rate: float = 0.4,
-    stream: int = 0,
-    seed: int = 1,
-    step: int = 2,
-    dtype: str = "float32",
-) -> np.ndarray:
-    """What stochastic depth makes of branches of ones [B, 2, 3, 5] at these positions of the global batch."""
-    layer = StochasticDepth(rate, stream=stream, dtype=dtype)
-    with randomness(seed, tf.constant(step), tf.constant(list(positions))):
-        return np.asarray(layer(tf.ones((len(positions), 2, 3, 5), dtype), training=True), np.float32)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

@@ -11,12 +11,12 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from keras.src.legacy.saving import legacy_h5_format
 
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.models.stored import StoredLayer, of_model, read_layers
 
 Fill = Callable[..., None]
+Write = Callable[[keras.Model, str, Path], Path]
 
 LAYOUTS = ("legacy weights", "legacy model", "weights", "keras")
 
@@ -44,16 +44,6 @@ def as_functional(inner: keras.Model) -> keras.Model:
     pictures = keras.Input((8, 8, 3))
     features = keras.layers.GlobalAveragePooling2D()(inner(pictures))
     return keras.Model(pictures, keras.layers.Dense(4, name="head")(features))
-
-
-def write(model: keras.Model, layout: str, folder: Path) -> Path:
-    if layout == "legacy weights":
-        with h5py.File(folder / "w.h5", "w") as file:
-            legacy_h5_format.save_weights_to_hdf5_group(file, model)
-        return folder / "w.h5"
-    name = {"legacy model": "m.h5", "weights": "w.weights.h5", "keras": "m.keras"}[layout]
-    (model.save_weights if layout == "weights" else model.save)(folder / name)
-    return folder / name
 
 
 def write_keras2(model: keras.Model, path: Path, *, as_bytes: bool) -> None:
@@ -90,7 +80,7 @@ def assert_equal(found: Sequence[StoredLayer], expected: Sequence[StoredLayer]) 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("around", [lambda inner: inner, as_sequential, as_functional], ids=["flat", "seq", "func"])
 def test_every_layer_comes_back(
-    layout: str, around: Callable[[keras.Model], keras.Model], fill: Fill, tmp_path: Path
+    layout: str, around: Callable[[keras.Model], keras.Model], fill: Fill, tmp_path: Path, write: Write
 ) -> None:
     model = around(network())
     fill(model)
@@ -106,7 +96,7 @@ def test_every_layer_comes_back(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_partly_frozen_nested_network_keeps_its_order(layout: str, fill: Fill, tmp_path: Path) -> None:
+def test_a_partly_frozen_nested_network_keeps_its_order(layout: str, fill: Fill, tmp_path: Path, write: Write) -> None:
     """Keras' old format has the weights that do not train behind all others there."""
     inner = network()
     for layer in inner.layers[:12]:
@@ -129,7 +119,7 @@ def test_files_of_keras_2(
     assert [layer.name for layer in found] == [layer.name for layer in of_model(model)]
 
 
-def test_a_nested_network_of_other_names_is_read_as_listed(fill: Fill, tmp_path: Path) -> None:
+def test_a_nested_network_of_other_names_is_read_as_listed(fill: Fill, tmp_path: Path, write: Write) -> None:
     model = as_sequential(network())
     fill(model)
     pictures = keras.Input((8, 8, 3))
@@ -139,7 +129,7 @@ def test_a_nested_network_of_other_names_is_read_as_listed(fill: Fill, tmp_path:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
-def test_optimizer_and_metrics_are_left_out(layout: str, fill: Fill, tmp_path: Path) -> None:
+def test_optimizer_and_metrics_are_left_out(layout: str, fill: Fill, tmp_path: Path, write: Write) -> None:
     model = as_sequential(network())
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(np.ones((2, 8, 8, 3)), np.zeros(2), verbose=0)
@@ -147,7 +137,9 @@ def test_optimizer_and_metrics_are_left_out(layout: str, fill: Fill, tmp_path: P
     assert_equal(read_layers(write(model, layout, tmp_path), lambda: [network()]), of_model(model))
 
 
-def test_a_file_without_names_is_read_as_the_candidate_it_holds_most_of(fill: Fill, tmp_path: Path) -> None:
+def test_a_file_without_names_is_read_as_the_candidate_it_holds_most_of(
+    fill: Fill, tmp_path: Path, write: Write
+) -> None:
     pictures = keras.Input((8, 8, 3))
     short = keras.Model(pictures, keras.layers.Conv2D(3, 3)(pictures))
     model = network()
@@ -157,7 +149,7 @@ def test_a_file_without_names_is_read_as_the_candidate_it_holds_most_of(fill: Fi
         assert_equal(read_layers(path, lambda candidates=candidates: candidates), of_model(model))  # type: ignore[misc]
 
 
-def test_what_the_candidates_lack_comes_last_in_natural_order(fill: Fill, tmp_path: Path) -> None:
+def test_what_the_candidates_lack_comes_last_in_natural_order(fill: Fill, tmp_path: Path, write: Write) -> None:
     pictures = keras.Input((8,))
     x = pictures
     for _ in range(12):
@@ -207,7 +199,7 @@ def test_hdf5_that_is_not_keras(tmp_path: Path) -> None:
         ("keras", r"is neither HDF5 nor a \.keras archive; expected \.h5, \.weights\.h5 or \.keras"),
     ],
 )
-def test_a_truncated_file(layout: str, words: str, tmp_path: Path) -> None:
+def test_a_truncated_file(layout: str, words: str, tmp_path: Path, write: Write) -> None:
     path = write(network(), layout, tmp_path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=f"^model.weights={re.escape(str(path))}: {words}$"):
@@ -215,7 +207,7 @@ def test_a_truncated_file(layout: str, words: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("member", ["config.json", "model.weights.h5"])
-def test_a_damaged_archive(member: str, tmp_path: Path) -> None:
+def test_a_damaged_archive(member: str, tmp_path: Path, write: Write) -> None:
     path = write(network(), "keras", tmp_path)
     content = bytearray(path.read_bytes())
     start = content.index(member.encode()) + 600

@@ -9,12 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 import pytest
 from keras.src.applications import convnext
-from keras.src.legacy.saving import legacy_h5_format
 
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.models.backbones import BACKBONES, HEAD, build_classifier
@@ -23,6 +21,7 @@ from bloodcell_dist.models.transfer import load_weights, stock_of, transfer
 from bloodcell_dist.serving.export import export_model, plain_copy
 
 Fill = Callable[..., None]
+Write = Callable[[keras.Model, str, Path], Path]
 
 LAYOUTS = ("legacy weights", "legacy model", "weights", "keras")
 CLASSES = 5
@@ -93,16 +92,6 @@ SOURCES: dict[str, Callable[[str, keras.Model], keras.Model]] = {
 }
 
 
-def write(model: keras.Model, layout: str, folder: Path) -> Path:
-    if layout == "legacy weights":
-        with h5py.File(folder / "w.h5", "w") as file:
-            legacy_h5_format.save_weights_to_hdf5_group(file, model)
-        return folder / "w.h5"
-    name = {"legacy model": "m.h5", "weights": "w.weights.h5", "keras": "m.keras"}[layout]
-    (model.save_weights if layout == "weights" else model.save)(folder / name)
-    return folder / name
-
-
 def assert_loaded(ours: keras.Model, source: keras.Model) -> None:
     """By name, which is not how weights are loaded. Only ConvNeXt's last norm is called otherwise by Keras."""
     expected = {layer.name: layer for layer in of_model(source)}
@@ -129,6 +118,7 @@ def test_every_layer_gets_its_weights(
     fill: Fill,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    write: Write,
 ) -> None:
     ours = models[backbone]
     fill(ours, seed=1)
@@ -160,7 +150,7 @@ def test_every_layer_gets_its_weights(
 
 
 def test_keras_efficientnet_that_was_trained_from_imagenet(
-    imagenet: Callable[..., Any], models: dict[str, keras.Model], tmp_path: Path
+    imagenet: Callable[..., Any], models: dict[str, keras.Model], tmp_path: Path, write: Write
 ) -> None:
     """It has a second scaling of pictures, which is no layer of `stock_of`'s network; and it was trained on."""
     given = imagenet("efficientnetb0", input_shape=(32, 32, 3))
@@ -266,7 +256,7 @@ def test_an_exported_head_is_taken_for_the_same_classes_in_the_same_order_only(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_file_of_another_network(layout: str, models: dict[str, keras.Model], tmp_path: Path) -> None:
+def test_a_file_of_another_network(layout: str, models: dict[str, keras.Model], tmp_path: Path, write: Write) -> None:
     path = write(stock("convnextbase"), layout, tmp_path)
     # without names and order the file's first layers are any
     theirs = "layers/conv2d 7x7x1x8, 8" if layout == "weights" else "convnext_base_stem_conv 4x4x3x8, 8"
@@ -283,7 +273,7 @@ def test_a_file_of_another_network(layout: str, models: dict[str, keras.Model], 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_efficientnet_for_pictures_scaled_otherwise(
-    layout: str, models: dict[str, keras.Model], fill: Fill, tmp_path: Path
+    layout: str, models: dict[str, keras.Model], fill: Fill, tmp_path: Path, write: Write
 ) -> None:
     """As Keras builds it for training from scratch: with a Normalization that does nothing."""
     given = stock("efficientnetb0")

@@ -73,7 +73,7 @@ class Result:
 def measure(size: int, batch: int, rounds: int) -> Result:
     """Steps on `batch` random pictures of `size` pixels, `rounds` of each network in turn after one to warm up."""
     stock = stock_network(size)
-    ours = build_classifier(BACKBONE, image_size=size, num_classes=CLASSES, dropout=0.0, total_steps=1, seed=0)
+    ours = build_classifier(BACKBONE, image_size=size, num_classes=CLASSES, dropout=0.0, seed=0)
     transfer(ours, of_model(stock), "stock")
     rng = np.random.default_rng(0)
     pictures = tf.constant(rng.uniform(0, 255, (batch, size, size, 3)), tf.float32)

@@ -93,9 +93,9 @@ def _add(commands: argparse._SubParsersAction, name: str, text: str, command: Co
 
 
 def _train(options: argparse.Namespace) -> None:
-    from bloodcell_dist.train import train
+    from bloodcell_dist.train import run_training
 
-    train(options)
+    run_training(options)
 
 
 def _settings(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from bloodcell_dist.arithmetic import Arithmetic
 from bloodcell_dist.atomic import atomic_write_json
 from bloodcell_dist.data.cleaning import REASONS, TITLES
-from bloodcell_dist.evaluation.finish import Measured, draw_plots, measure
+from bloodcell_dist.evaluation.finish import Measured, draw_plots, measure, predict_last_and_best
 from bloodcell_dist.evaluation.report import Removed, ReportInputs, write_report
 from bloodcell_dist.evaluation.result import build_result, summary
 from bloodcell_dist.history import read_metrics
@@ -25,11 +25,17 @@ log = logging.getLogger(__name__)
 
 
 def conclude(session: Session) -> None:
-    """Leave model.keras, the plots, report.html and, last, result.json, which says that the run is finished."""
+    """Leave model.keras, the plots, report.html and, last, result.json, which says that the run is finished.
+
+    A collective: all workers predict, the chief does the rest.
+    """
     settings, run, data = session.settings, session.run, session.data
     log.info("measuring the best and the last model")
+    last, best = predict_last_and_best(session.evaluation, data)
+    if not session.replication.is_chief:
+        return
     resamples, seed = settings.evaluate.bootstrap, settings.train.seed
-    measured = measure(run, session.evaluation, data, session.standing, resamples=resamples, seed=seed)
+    measured = measure(run, data, session.standing, last, best, resamples=resamples, seed=seed)
     export_model(session.model, run.model, data.train.class_names)
     session.age()
     result = _result(session, measured)

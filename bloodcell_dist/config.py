@@ -62,6 +62,16 @@ def dump_yaml(settings: Settings) -> str:
     return yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def to_text(settings: Settings) -> str:
+    """The settings for other processes of the run, which read them with `from_text`."""
+    return settings.model_dump_json()
+
+
+def from_text(text: str) -> Settings:
+    """The settings that `to_text` wrote."""
+    return Settings.model_validate_json(text)
+
+
 def replace(settings: Settings, changes: dict[str, Any]) -> Settings:
     """A checked copy with `section.key` entries changed."""
     raw = settings.model_dump(mode="json")

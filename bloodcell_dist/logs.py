@@ -66,6 +66,18 @@ def console() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Say nothing while inside: of several ranks, only the chief speaks."""
+    logger = logging.getLogger(PACKAGE)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Append the package's log to a file while inside, beginning with what was said before."""
     handler = logging.FileHandler(path, encoding="utf-8")

@@ -48,7 +48,7 @@ def show_models(weights_dir: str | None) -> None:
 
 def _build(backbone: str, image_size: int) -> Any:
     return build_classifier(
-        backbone, image_size=image_size, num_classes=len(BLOOD_CELLS), dropout=0.2, total_steps=1, seed=0
+        backbone, image_size=image_size, num_classes=len(BLOOD_CELLS), dropout=0.2, seed=0
     )
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bloodcell_dist.cluster.environment import ProcessInfo
+from bloodcell_dist.cluster.workers import ALONE
 from bloodcell_dist.config import differences, replace
 from bloodcell_dist.data.sources import detect_source
 from bloodcell_dist.errors import UserError
@@ -23,7 +25,7 @@ log = logging.getLogger(__name__)
 _CELLS = ("data.path", "data.test_path")
 _FREE = (
     *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.on_signal"),
-    *("train.checks", "evaluate.bootstrap"),
+    *("train.checks", "train.steps_per_call", "train.xla_cache_dir", "evaluate.bootstrap"),
 )
 """Settings that change nothing about the training, so a run may go on with others."""
 
@@ -41,10 +43,12 @@ class Machine:
     Attributes:
         num_gpus: GPUs TensorFlow sees.
         bfloat16: whether they compute in bfloat16 natively (compute capability 8.0 and newer).
+        process: this one among those of its launcher.
     """
 
     num_gpus: int
     bfloat16: bool = False
+    process: ProcessInfo = ALONE
 
 
 @dataclass
@@ -86,8 +90,7 @@ def resolve(
     _choose_numerics(settings, machine, choices)
     if settings.data.placement == "auto":
         choices.changes["data.placement"] = "device"
-    if settings.distribute.strategy == "auto":
-        choices.take("distribute.strategy", "single", "one process on one device")
+    _choose_strategy(settings, machine, choices)
     return replace(settings, choices.changes), choices.lines
 
 
@@ -106,9 +109,10 @@ def keep_choices(given: Settings, resolved: Settings, saved: Settings, run_folde
             or (key in _CELLS and bool(new and old) and same_source)
             or (key == "model.weights" and not {new, old} & set(WEIGHTS_BY_NAME))
         )
-        if _is_open(key, given) and not (is_place and not Path(old).exists()):
+        free = is_place or key in _FREE or key.startswith("distribute.")
+        if _is_open(key, given) and key != "distribute.strategy" and not (is_place and not Path(old).exists()):
             log.info("%s = %s, chosen when the run began, is kept; it would now be %s", key, old, new)
-        elif is_place or key in _FREE:
+        elif free:
             log.info("%s is now %s, it was %s", key, new, old)
             moved[key] = new
         else:
@@ -183,6 +187,49 @@ def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, c
         raise UserError(str(error) if data.path else f"{error} ({why})") from None
     choices.changes["data.path"] = path
     choices.take("data.source", source, f"{path}, {why}")
+
+
+def _choose_strategy(settings: Settings, machine: Machine, choices: _Choices) -> None:
+    asked, process = settings.distribute.strategy, machine.process
+    name, why = fitting_strategy(process, machine.num_gpus)
+    alone_by = {"horovod": ("horovod", "openmpi"), "multiworker": ("tf_config",)}.get(asked, ())
+    if asked == "auto":
+        choices.take("distribute.strategy", name, why)
+    elif process.world_size == 1 and process.launcher in alone_by:
+        choices.take("distribute.strategy", name, f"{process.launcher} names this one process only")
+    elif asked != name and not (process.world_size == 1 and asked in ("single", "mirrored")):
+        raise UserError(f"distribute.strategy={asked} does not fit: {why}; {_remedy(asked, name)}")
+
+
+def fitting_strategy(process: ProcessInfo, num_gpus: int) -> tuple[str, str]:
+    """The way to run that a launcher and this process's GPUs ask for, and why. UserError if there is none."""
+    count = process.world_size
+    if count == 1:
+        if num_gpus > 1:
+            return "mirrored", f"one process with {num_gpus} GPUs"
+        return "single", "one process on one device"
+    if process.launcher == "tf_config":
+        return "multiworker", f"TF_CONFIG names {count} workers"
+    if process.launcher in ("horovod", "openmpi"):
+        return "horovod", f"{count} processes, started by {LAUNCHERS[process.launcher]}"
+    raise UserError(
+        f"srun started {count} processes that cannot find each other; start one with srun and let it run "
+        f"`horovodrun -np {count} python -m bloodcell_dist.train`, or give each a TF_CONFIG"
+    )
+
+
+LAUNCHERS = {"horovod": "horovodrun", "openmpi": "mpirun"}
+
+
+def _remedy(asked: str, fitting: str) -> str:
+    """How to get the way to run that was asked for, or else what would run."""
+    start = {
+        "horovod": "start it with `horovodrun -np N python -m bloodcell_dist.train`",
+        "multiworker": "give each process a TF_CONFIG that names all workers",
+        "mirrored": "start one process, it uses all GPUs of its node",
+        "single": "start one process",
+    }
+    return f"{start[asked]}, or set distribute.strategy={fitting} or auto"
 
 
 def _absolute(path: str, folder: Path) -> str:

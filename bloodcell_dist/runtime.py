@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bloodcell_dist.cluster.environment import ProcessInfo
+from bloodcell_dist.cluster.workers import ALONE
 from bloodcell_dist.errors import TrainingFailed
 from bloodcell_dist.resolve import Machine
 
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def _silenced() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Hold back what is written to file descriptor 2; it is shown only if the block fails.
 
     TensorFlow 2.18 registers its CUDA plug-ins twice and complains on every import, and XLA announces its first
@@ -42,7 +44,7 @@ def _silenced() -> Iterator[None]:
             os.close(kept)
 
 
-with _silenced():
+with silenced():
     import keras
     import tensorflow as tf
 
@@ -53,9 +55,16 @@ def _first_xla_program() -> tf.Tensor:
     return tf.constant(0)
 
 
-def look_at_machine() -> Machine:
-    """What TensorFlow sees; lets GPU memory grow as needed."""
-    gpus = tf.config.list_physical_devices("GPU")
+def find_devices() -> None:
+    """Let TensorFlow look for GPUs; without a driver it complains, once."""
+    with silenced():
+        tf.config.list_physical_devices()
+
+
+def look_at_machine(process: ProcessInfo = ALONE) -> Machine:
+    """What TensorFlow lets this process see; GPU memory grows as needed."""
+    find_devices()
+    gpus = tf.config.get_visible_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if not gpus and Path("/dev/nvidia0").exists():
@@ -63,14 +72,21 @@ def look_at_machine() -> Machine:
             "this machine has an NVIDIA GPU, but TensorFlow sees none: install the extra `gpu` (README.md); "
             "TF_CPP_MIN_LOG_LEVEL=0 shows TensorFlow's own reasons"
         )
-    with _silenced():
-        _first_xla_program()
     capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus]
-    return Machine(len(gpus), bool(gpus) and all(c is not None and c >= (8, 0) for c in capabilities))
+    return Machine(len(gpus), bool(gpus) and all(c is not None and c >= (8, 0) for c in capabilities), process)
+
+
+def set_up_xla(cache_dir: str | None) -> None:
+    """Let XLA keep compiled programs in a folder, for the next start and for other ranks; before its first use."""
+    if cache_dir is not None:
+        flags = f"--tf_xla_persistent_cache_directory={cache_dir}"
+        os.environ["TF_XLA_FLAGS"] = " ".join([os.environ.get("TF_XLA_FLAGS", ""), flags]).strip()
 
 
 def configure(*, precision: str, deterministic: bool, eager: bool) -> None:
     """Set Keras' precision policy and TensorFlow's determinism and eager mode for this process."""
+    with silenced():
+        _first_xla_program()
     keras.mixed_precision.set_dtype_policy(precision)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -90,8 +106,8 @@ def memory_explained() -> Iterator[None]:
         ) from error
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions, devices, host and git state, for environment.json."""
+def describe_environment(process: ProcessInfo = ALONE) -> dict[str, Any]:
+    """Versions, devices, host, launcher and git state, for environment.json."""
     names = ("bloodcell_dist", "tensorflow", "keras", "keras-cv", "numpy", "horovod")
     return {
         "python": platform.python_version(),
@@ -100,6 +116,8 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "devices": [device.name for device in tf.config.list_logical_devices()],
         "cpus": os.cpu_count(),
+        "launcher": process.launcher,
+        "workers": process.world_size,
         "command": sys.argv,
         "git": _git_commit(),
     }

@@ -23,7 +23,7 @@ from bloodcell_dist.evaluation.epochs import EpochEnd, Evaluation, Standing
 from bloodcell_dist.evaluation.predict import make_forward
 from bloodcell_dist.history import rewrite_metrics
 from bloodcell_dist.models.backbones import build_classifier
-from bloodcell_dist.models.finetune import Depth, Part, weight_names
+from bloodcell_dist.models.finetune import Depth, Part, batchnorm_layers, weight_names
 from bloodcell_dist.models.transfer import load_weights
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.runtime import describe_environment
@@ -35,10 +35,10 @@ from bloodcell_dist.training.losses import make_loss
 from bloodcell_dist.training.optimizers import make_rule
 from bloodcell_dist.training.preemption import StopRequest
 from bloodcell_dist.training.record import EpochRecord
-from bloodcell_dist.training.replication import SingleDevice
+from bloodcell_dist.training.replication import Replication
 from bloodcell_dist.training.stages import Stage, StagedStep
 from bloodcell_dist.training.state import TrainingState
-from bloodcell_dist.training.step import Compile, Step, StepOutput, gradient_function
+from bloodcell_dist.training.step import Compile, Step, StepFunction, gradient_function
 from bloodcell_dist.training.update import Update
 
 log = logging.getLogger(__name__)
@@ -49,18 +49,26 @@ class Session:
 
     Args:
         settings: resolved.
-        run: its folder; nothing is written before `introduce`.
+        run: its folder; nothing is written before `introduce`, and only by the chief.
         data: its cells.
+        replication: how the replicas work together.
         weights: Keras file that the network begins with; None draws its weights, or leaves them to a checkpoint.
     """
 
-    def __init__(self, settings: Settings, run: RunDir, data: Prepared, weights: Path | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        run: RunDir,
+        data: Prepared,
+        replication: Replication,
+        weights: Path | None = None,
+    ) -> None:
         self.settings, self.run, self.data = settings, run, data
-        self.replication = SingleDevice()
+        self.replication = replication
         self.arithmetic = work_out(settings, data.train.labels, self.replication.num_replicas)
         self.record = EpochRecord(self.replication)
         self.standing = Standing()
-        self.environment = describe_environment()
+        self.environment = describe_environment(replication.process) | {"replicas": replication.num_replicas}
         self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
         self._born = time.monotonic()
         self._first_step = 0
@@ -75,7 +83,6 @@ class Session:
             image_size=settings.data.image_size,
             num_classes=len(data.train.class_names),
             dropout=settings.model.dropout,
-            total_steps=self.arithmetic.length.total_steps,
             seed=settings.train.seed,
             input_size=settings.model.input_size,
             drop_path=settings.model.drop_path,
@@ -101,17 +108,26 @@ class Session:
             self.model,
             make_forward(self.model, logits=True, xla=on),
             self.state,
+            self.replication,
             train=data.train,
             plan=self.arithmetic.plan,
             batch_size=settings.evaluate.batch_size_per_replica,
             xla=on,
         )
 
-    def _begin_stage(self, stage: Stage) -> None:
-        """Freeze what does not train in a stage; the step, the update and the evaluation are traced anew for it."""
+    def _begin_stage(self, stage: Stage, now: bool) -> None:
+        """Freeze what does not train in a stage; the step, the update and the evaluation are traced anew for it.
+
+        Args:
+            stage: to be in.
+            now: it begins at this step; else it began before a restart.
+        """
+        previous = self.arithmetic.stages.before(stage)
+        if now and previous is not None:
+            self._settle_statistics(previous, stage)
         variables = self._freeze(stage)
         self._update.select([self._places[id(variable)] for variable in variables])
-        self._step.gradients = self._gradients()
+        self._step.renew(self._gradients())
         self.evaluation.layers_changed()
         if len(self.settings.finetune.stages) > 1:
             log.info(
@@ -120,6 +136,15 @@ class Session:
                 *(f"{sum(math.prod(v.shape) for v in variables):,}", f"{self.model.count_params():,}"),
                 stage.schedule.peak,
             )
+
+    def _settle_statistics(self, previous: Stage, stage: Stage) -> None:
+        """Where a stage freezes BatchNorm layers that trained, it goes on with statistics of their last weights."""
+        self._freeze(stage)
+        still_live = {id(layer) for layer in batchnorm_layers(self.model)}
+        self._freeze(previous)
+        if any(id(layer) not in still_live for layer in batchnorm_layers(self.model)):
+            self.evaluation.layers_changed()
+            self.evaluation.recalibrate()
 
     def _freeze(self, stage: Stage) -> list[Any]:
         """Freeze all but what trains in a stage; the variables that train."""
@@ -183,9 +208,15 @@ class Session:
             weight_decay=optimizer.weight_decay,
             clip_norm=optimizer.clip_norm,
             ema_decay=optimizer.ema_decay,
-            loss_scaling=self.settings.train.precision == "mixed_float16",
+            loss_scaling=self._scales_loss,
             xla=xla,
         )
+
+    @property
+    def _scales_loss(self) -> bool:
+        """Whether anything is computed or sent as float16, whose small numbers are few."""
+        settings = self.settings
+        return settings.train.precision == "mixed_float16" or settings.distribute.gradient_compression == "float16"
 
     def describe(self) -> str:
         """The one line that says how big everything is."""
@@ -197,7 +228,7 @@ class Session:
         )
 
     def introduce(self) -> None:
-        """Tell and write what describes the run."""
+        """Tell and write what describes the run; on the chief."""
         log.info(self.describe())
         if len(self.arithmetic.stages.stages) > 1:
             log.info("stages: %s", self.arithmetic.stages)
@@ -208,16 +239,21 @@ class Session:
         atomic_write_json(self.run.environment, self.environment)
 
     def resume(self, checkpoint: Checkpoint | None) -> None:
-        """Take up a checkpoint if there is one."""
+        """Take up a checkpoint if there is one. A collective: the chief has it, and gives the others what they need."""
         if checkpoint is not None:
             self.state.restore(checkpoint.arrays)
-            self.standing = Standing(**checkpoint.progress["standing"])
-            self.record.seconds = checkpoint.progress["epoch_seconds"]
-            self.record.timed_examples = checkpoint.progress["epoch_timed_examples"]
-            self._first_step = checkpoint.step
             log.info("the run continues after step %d of %d", checkpoint.step, self.arithmetic.length.total_steps)
+        found = checkpoint and {"step": checkpoint.step, "progress": checkpoint.progress}
+        taken_up = self.replication.share(found)
+        if taken_up:
+            self._first_step, progress = taken_up["step"], taken_up["progress"]
+            self.standing = Standing(**progress["standing"])
+            self.record.seconds = progress["epoch_seconds"]
+            self.record.timed_examples = progress["epoch_timed_examples"]
+        self.replication.broadcast(self.state.variables())
         self.step.enter(min(self._first_step, self.arithmetic.length.total_steps - 1))
-        rewrite_metrics(self.run.metrics, self.arithmetic.length.finished_epochs(self._first_step))
+        if self.replication.is_chief:
+            rewrite_metrics(self.run.metrics, self.arithmetic.length.finished_epochs(self._first_step))
 
     def train(self, stop: StopRequest) -> None:
         """Train to the end of the run. Raises Preempted or TrainingFailed.
@@ -226,9 +262,9 @@ class Session:
             stop: looked at after every step; Ctrl-C sets it too.
         """
         end_epoch = EpochEnd(
-            self.run,
-            self.state,
+            self.run if self.replication.is_chief else None,
             self.evaluation,
+            self.replication,
             val=self.data.val,
             train_labels=self.data.train.labels,
             plan=self.arithmetic.plan,
@@ -238,13 +274,14 @@ class Session:
             stages=self.arithmetic.stages,
             epochs=self.arithmetic.length.epochs,
         )
-        step: Callable[[Any, int, float], StepOutput] = self.step
+        step: StepFunction = self.step
         if self.settings.train.checks:
             step = with_checks(
                 self.step,
                 self.data.train.labels,
                 len(self.data.train.class_names),
-                loss_scaling=self.settings.train.precision == "mixed_float16",
+                self.replication.local,
+                loss_scaling=self._scales_loss,
             )
         with stop.listening("INT"):
             run_loop(
@@ -258,10 +295,14 @@ class Session:
                 actions=Actions(end_epoch, self._save),
                 every_steps=self.settings.checkpoint.every_steps,
                 stop=stop,
+                steps_per_call=self.settings.train.steps_per_call,
             )
 
     def _save(self, step: int) -> None:
         self.age()
+        self.record.read()  # a collective
+        if not self.replication.is_chief:
+            return
         progress: dict[str, Any] = {
             "standing": asdict(self.standing),
             "epoch_seconds": self.record.seconds,

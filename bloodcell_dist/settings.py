@@ -221,13 +221,23 @@ class Train(Section):
     """Check indices, labels, shapes and losses at every step (slow; part of --debug)."""
     eager: bool = False
     """Run without graphs, so that a debugger and print see every value (very slow)."""
+    steps_per_call: Annotated[Int, Field(ge=1, le=64)] = 1
+    """Updates per call of the compiled step: more hide the host's time on fast GPUs; stops are heeded between calls."""
+    xla_cache_dir: Text | None = None
+    """Folder in which XLA keeps compiled programs for the next start and the other ranks; null keeps none."""
 
 
 class Distribute(Section):
-    """How replicas work together."""
+    """How replicas work together; the training is the same, so a run may go on with other values."""
 
-    strategy: Literal["auto", "single"] = "auto"
-    """single: one process on one device."""
+    strategy: Literal["auto", "single", "mirrored", "multiworker", "horovod"] = "auto"
+    """auto: what the launcher started (horovodrun, TF_CONFIG), else mirrored with several GPUs, else single."""
+    devices: Positive | None = None
+    """mirrored: GPUs to use, null for all; without GPUs, logical devices that share the CPU."""
+    gradient_compression: Literal["none", "float16"] = "none"
+    """float16 halves what the all-reduce sends, and scales the loss as mixed_float16 does."""
+    timeout_s: Annotated[Float, Field(ge=2)] = 60.0
+    """A rank that is not heard of for so long counts as lost, and the others end; seconds."""
 
 
 class Checkpoint(Section):

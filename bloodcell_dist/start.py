@@ -10,17 +10,22 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from bloodcell_dist import logs
 from bloodcell_dist.atomic import atomic_write_json
-from bloodcell_dist.config import dump_yaml, load_settings, replace
+from bloodcell_dist.cluster.workers import Workers
+from bloodcell_dist.config import dump_yaml, from_text, load_settings, replace, to_text
 from bloodcell_dist.data.prepare import Prepared, Source, prepare
 from bloodcell_dist.errors import UserError, exit_status_of
 from bloodcell_dist.initial_weights import fingerprint_of, weight_file
 from bloodcell_dist.resolve import Machine, keep_choices, resolve
 from bloodcell_dist.rundir import RunDir
-from bloodcell_dist.settings import Settings
+from bloodcell_dist.settings import Distribute, Settings
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +47,8 @@ def settle(
 def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bool) -> RunDir:
     """The folder asked for, or one below runs/ named by the settings, so that the same command finds it again.
 
-    The name does not depend on the machine: a job that comes back on another node, with other scratch or another kind
-    of GPU, goes on in the same folder. Debug runs are for looking at, not for continuing: each gets its own.
+    The name does not depend on the machine or the launcher: a job that comes back on other nodes, with other scratch or
+    another kind or number of GPUs, goes on in the same folder. Debug runs are for looking at, not for continuing: each gets its own.
     """
     if asked is not None:
         return RunDir(Path(asked))
@@ -53,7 +58,8 @@ def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bo
     places["model.weights"] = given.model.weights
     names = {key: place and Path(place).absolute().name for key, place in places.items()}
     chosen = {"data.cache_dir": None, "model.weights_dir": None, "data.source": settings.data.source, **names}
-    digest = hashlib.sha256(dump_yaml(replace(given, chosen)).encode()).hexdigest()[:8]
+    anyhow = replace(given, chosen).model_copy(update={"distribute": Distribute()})
+    digest = hashlib.sha256(dump_yaml(anyhow).encode()).hexdigest()[:8]
     return RunDir(Path("runs", f"{settings.model.backbone}-{digest}"))
 
 
@@ -138,6 +144,52 @@ def _enter(stack: contextlib.ExitStack, run: RunDir) -> None:
     stack.enter_context(logs.log_file(run.log))
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What the chief has found, and all workers go by.
+
+    Attributes:
+        settings: to train with.
+        run: the folder.
+        begun: whether the run had begun before.
+        finished: whether there is nothing left to do.
+    """
+
+    settings: Settings
+    run: RunDir
+    begun: bool
+    finished: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """For the other workers."""
+        text = to_text(self.settings)
+        return {"settings": text, "run": str(self.run.path), "begun": self.begun, "finished": self.finished}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Opened:
+        """What the chief wrote."""
+        return cls(from_text(found["settings"]), RunDir(Path(found["run"])), found["begun"], found["finished"])
+
+
+def check_same_cells(workers: Workers, data: Prepared) -> None:
+    """UserError if a worker has other cells than the chief. A collective."""
+    mine = hashlib.sha256(json.dumps(fingerprints(data), sort_keys=True).encode()).hexdigest()
+    found = [bytes(arrays[0]).decode() for arrays in workers.exchange([np.frombuffer(mine.encode(), np.uint8)])]
+    other = [rank for rank, digest in enumerate(found) if digest != found[0]]
+    if other:
+        raise UserError(
+            f"the cells that rank {', '.join(map(str, other))} reads are not those of rank 0; "
+            "put the same files at the same place on all nodes"
+        )
+
+
+def record_ending(run: RunDir, exit_status: int, message: str) -> None:
+    """Say in status.json how a run ended; a full disk must not hide the reason."""
+    with contextlib.suppress(OSError):
+        state = STATES.get(exit_status, "failed")
+        atomic_write_json(run.status, {"state": state, "exit_status": exit_status, "message": message})
+
+
 @contextlib.contextmanager
 def _recorded_ending(run: RunDir) -> Iterator[None]:
     """Keep status.json: launchers change exit statuses, this file carries the reason past them."""
@@ -151,9 +203,7 @@ def _recorded_ending(run: RunDir) -> Iterator[None]:
         log.error(message, extra=logs.FILE_ONLY)  # the command line prints it
         raise
     finally:
-        with contextlib.suppress(OSError):  # a full disk must not hide the first error
-            state = STATES.get(exit_status, "failed")
-            atomic_write_json(run.status, {"state": state, "exit_status": exit_status, "message": message})
+        record_ending(run, exit_status, message)
 
 
 def repeatable(settings: Settings, num_gpus: int) -> bool:

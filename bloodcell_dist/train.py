@@ -10,6 +10,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from bloodcell_dist import logs, runtime  # runtime before all others: it imports TensorFlow quietly
 from bloodcell_dist.commandline import add_train_options, overrides_of, run_command
@@ -17,61 +18,76 @@ from bloodcell_dist.conclusion import conclude
 from bloodcell_dist.config import load_settings
 from bloodcell_dist.initial_weights import initial_weights
 from bloodcell_dist.models import imagenet
+from bloodcell_dist.launch import launched, this_process
+from bloodcell_dist.resolve import Machine
 from bloodcell_dist.session import Session
 from bloodcell_dist.start import (
+    Opened,
     begin_run,
     check_begun,
+    check_same_cells,
     load_data,
     open_run,
+    record_ending,
     repeatable,
     run_folder,
     settle,
 )
-from bloodcell_dist.training.checkpoint import Checkpoints
+from bloodcell_dist.training.checkpoint import Checkpoint, Checkpoints
 from bloodcell_dist.training.preemption import StopRequest
+from bloodcell_dist.training.replication import Joined, replicate
 
 log = logging.getLogger("bloodcell_dist.train")  # under `python -m` the name would be __main__
 
 
-def train(options: argparse.Namespace) -> None:
-    """One run, from settings to report. Raises RunEnded for every ending a person should know of."""
-    stop = StopRequest()
-    with contextlib.ExitStack() as stack:
-        # 1. What is asked for, and what `auto` means on this machine.
-        given = load_settings(options.config, overrides_of(options))
-        machine = runtime.look_at_machine()
-        settings, choices = settle(given, machine, imagenet.find)
-        run = run_folder(options.run_dir, given, settings, options.debug)
+def train(options: argparse.Namespace, joined: Joined) -> None:
+    """One run, from settings to report. Raises RunEnded for every ending a person should know of.
 
-        # 2. A run that has begun goes on with the settings it began with; a finished one is left alone.
-        settings, begun = open_run(stack, run, given, settings)
-        for line in [] if begun else choices:
-            log.info(line)
-        if run.result.exists():
+    Every worker runs this. Only the chief reads what it goes by and writes what it leaves; the others are told.
+    """
+    stop, workers = StopRequest(), joined.workers
+    with contextlib.ExitStack() as stack:
+        # 1. What is asked for, what `auto` means on this machine, and which run that is.
+        machine = runtime.look_at_machine(workers.process)
+        mine = _open(stack, options, machine) if workers.is_chief else None
+        opened = Opened.from_json(workers.share(mine and mine.to_json()))
+        settings, run = opened.settings, opened.run
+        if opened.finished:
             log.info("%s is finished, see %s; give another --run-dir for a new run", run.path, run.report)
             return
 
+        # 2. The way to run. From now on status.json tells whatever happens.
+        joined.go_by(settings.distribute.timeout_s, lambda ending: record_ending(run, ending.exit_status, ending.message))
+        runtime.set_up_xla(settings.train.xla_cache_dir)
+        replication = replicate(
+            joined,
+            settings.distribute.strategy,
+            devices=settings.distribute.devices,
+            gradient_compression=settings.distribute.gradient_compression,
+        )
+
         with stop.listening(settings.checkpoint.on_signal, "TERM"), runtime.memory_explained():
             # 3. What it goes on from, or begins with: a missing weight file ends it before anything else is done.
-            checkpoint = Checkpoints(run.checkpoints, settings.checkpoint.keep).newest() if begun else None
-            weights = None if checkpoint else initial_weights(settings, imagenet.obtain)
+            checkpoint, weights = _beginning(opened) if workers.is_chief else (None, None)
 
             # 4. The cells, loaded, cleaned and split; then the network and its optimizer.
             data = load_data(settings)
-            stop.leave_if_set()
+            check_same_cells(workers, data)
+            stop.leave_if(workers.any(stop.is_set), "before training")
             runtime.configure(
                 precision=settings.train.precision,
                 deterministic=repeatable(settings, machine.num_gpus),
                 eager=settings.train.eager,
             )
-            session = Session(settings, run, data, weights)
+            session = Session(settings, run, data, replication, weights)
 
             # 5. All is well so far, so the run folder may be made; one that is there must be of these cells.
-            if begun:
+            if workers.is_chief and opened.begun:
                 check_begun(run, data, weights)
-            else:
+            elif workers.is_chief:
                 begin_run(stack, run, settings, data, weights)
-            session.introduce()
+            if workers.is_chief:
+                session.introduce()
 
             # 6. Train, from the newest checkpoint if there is one.
             session.resume(checkpoint)
@@ -81,13 +97,38 @@ def train(options: argparse.Namespace) -> None:
         conclude(session)
 
 
+def _open(stack: contextlib.ExitStack, options: argparse.Namespace, machine: Machine) -> Opened:
+    """The settings and the run folder. A run that has begun goes on with the settings it began with."""
+    given = load_settings(options.config, overrides_of(options))
+    settings, choices = settle(given, machine, imagenet.find)
+    run = run_folder(options.run_dir, given, settings, options.debug)
+    settings, begun = open_run(stack, run, given, settings)
+    for line in [] if begun else choices:
+        log.info(line)
+    return Opened(settings, run, begun, run.result.exists())
+
+
+def _beginning(opened: Opened) -> tuple[Checkpoint | None, Path | None]:
+    """The newest checkpoint of a begun run, else the file with its initial weights, if it has any."""
+    settings, folder = opened.settings, opened.run.checkpoints
+    checkpoint = Checkpoints(folder, settings.checkpoint.keep).newest() if opened.begun else None
+    return checkpoint, None if checkpoint else initial_weights(settings, imagenet.obtain)
+
+
+def run_training(options: argparse.Namespace) -> None:
+    """`train` among the other processes of this one's launcher."""
+    process = this_process()
+    with contextlib.nullcontext() if process.is_chief else logs.silence(), launched(process) as joined:
+        train(options, joined)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m bloodcell_dist.train`; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bloodcell_dist.train", description=__doc__.splitlines()[0])
     add_train_options(parser)
     options = parser.parse_args(arguments)
     with logs.console():
-        return run_command(lambda: train(options), options.traceback)
+        return run_command(lambda: run_training(options), options.traceback)
 
 
 if __name__ == "__main__":

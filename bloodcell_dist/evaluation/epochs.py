@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.data.dataset import ArrayDataset
 from bloodcell_dist.data.sampling import IndexPlan
 from bloodcell_dist.errors import TrainingFailed
@@ -20,6 +21,7 @@ from bloodcell_dist.evaluation.predict import Forward, predict
 from bloodcell_dist.history import append_metrics
 from bloodcell_dist.models.batchnorm import Recalibration
 from bloodcell_dist.rundir import RunDir
+from bloodcell_dist.training.replication import Replication
 from bloodcell_dist.training.record import REMEDIES, EpochRecord
 from bloodcell_dist.training.stages import Stages
 from bloodcell_dist.training.state import TrainingState
@@ -69,6 +71,7 @@ class Evaluation:
         model: being trained.
         forward: `predict.make_forward` of it.
         state: gives it its evaluation weights.
+        replication: shares the work.
         train: cells to recalibrate on.
         plan: their order.
         batch_size: examples per pass.
@@ -80,6 +83,7 @@ class Evaluation:
         model: keras.Model,
         forward: Forward,
         state: TrainingState,
+        replication: Replication,
         *,
         train: ArrayDataset,
         plan: IndexPlan,
@@ -89,7 +93,7 @@ class Evaluation:
         order = plan.epoch_order(0)[:RECALIBRATION_EXAMPLES]
         size = min(batch_size, len(order))
         self._batches = order[: len(order) // size * size].reshape(-1, size)
-        self._model, self._xla = model, xla
+        self._model, self._xla, self._replication = model, xla, replication
         self.layers_changed()
         self._forward, self._state, self._images, self._batch_size = forward, state, train.images, batch_size
 
@@ -99,27 +103,35 @@ class Evaluation:
 
     def weights(self) -> Any:
         """A context in which the network has its evaluation weights."""
-        return self._state.evaluation_weights(self._recalibrate)
+        return self._state.evaluation_weights(self.recalibrate)
+
+    def keep_best(self) -> None:
+        """Remember the weights that the network has now, on the chief."""
+        if self._replication.is_chief:
+            self._state.keep_best()
 
     def take_best(self) -> None:
-        """Give the network the best epoch's weights, for good."""
-        self._state.take_best()
+        """Give the network the best epoch's weights, for good. A collective."""
+        if self._replication.is_chief:
+            self._state.take_best()
+        self._replication.broadcast(self._state.weights())
 
     def probabilities(self, dataset: ArrayDataset) -> np.ndarray:
-        """float32 [N, C] with the weights the network has."""
-        return predict(self._forward, dataset.images, self._batch_size)
+        """float32 [N, C] with the weights the network has, on every worker. A collective."""
+        return predict(self._forward, dataset.images, self._batch_size, self._replication)
 
-    def _recalibrate(self) -> None:
-        self._recalibration(tf.constant(self._images[rows]) for rows in self._batches)
+    def recalibrate(self) -> None:
+        """Fresh BatchNorm statistics for the layers that train. A collective."""
+        self._recalibration([self._images[rows] for rows in self._batches], self._replication.map)
 
 
 class EpochEnd:
-    """Evaluates and records; called by the loop with (epoch from 0, steps made).
+    """Evaluates and records; called by the loop with (epoch from 0, steps made). A collective.
 
     Args:
-        run: where it is written.
-        state: keeps the best weights.
+        run: where the chief writes; None on other workers.
         evaluation: of the network.
+        workers: the predictions come from all; the chief computes metrics of them and tells the others.
         val: validation cells.
         train_labels: int [N], of the set the plan points into.
         plan: order of the training examples.
@@ -132,9 +144,9 @@ class EpochEnd:
 
     def __init__(
         self,
-        run: RunDir,
-        state: TrainingState,
+        run: RunDir | None,
         evaluation: Evaluation,
+        workers: Workers,
         *,
         val: ArrayDataset,
         train_labels: np.ndarray,
@@ -145,25 +157,34 @@ class EpochEnd:
         stages: Stages,
         epochs: int,
     ) -> None:
-        self._run, self._state, self._evaluation = run, state, evaluation
+        self._run, self._evaluation, self._workers = run, evaluation, workers
         self._val, self._train_labels, self._plan = val, train_labels, plan
         self._record, self._standing, self._select_by = record, standing, select_by
         self._stages, self._epochs = stages, epochs
         self._clock = time.monotonic()
-        self._boards = {name: tf.summary.create_file_writer(str(run.tensorboard / name)) for name in ("train", "val")}
+        self._boards = (
+            {name: tf.summary.create_file_writer(str(run.tensorboard / name)) for name in ("train", "val")}
+            if run
+            else {}
+        )
 
     def __call__(self, epoch: int, step: int) -> None:
         """Evaluate the epoch that ended after `step` updates."""
-        train = self._training_metrics(epoch)
+        train = self._training_metrics(epoch) if self._run is not None else {}
         with self._evaluation.weights():
-            val = classification_metrics(self._evaluation.probabilities(self._val), self._val.labels)
+            val = self._validation_metrics()
             value = val[self._select_by]
             best = self._standing.note(epoch, step, value, self._select_by == "loss")
             if best:
-                self._state.keep_best()
-        examples, seconds = self._record.timed_examples, self._record.seconds
-        self._standing.train_seconds += seconds
-        self._standing.examples += examples
+                self._evaluation.keep_best()
+        self._standing.train_seconds += self._record.seconds
+        self._standing.examples += self._record.timed_examples
+        if self._run is not None:
+            self._write(self._run, epoch, step, train, val, best)
+
+    def _write(
+        self, run: RunDir, epoch: int, step: int, train: dict[str, float], val: dict[str, float], best: bool
+    ) -> None:
         row = {
             "epoch": epoch,
             "step": step,
@@ -171,11 +192,18 @@ class EpochEnd:
             **{f"train_{name}": number for name, number in train.items()},
             **{f"val_{name}": number for name, number in val.items()},
             "skipped_updates": self._record.skipped_updates(),
-            "images_per_s": examples / max(seconds, 1e-9),
+            "images_per_s": self._record.timed_examples / max(self._record.seconds, 1e-9),
         }
-        append_metrics(self._run.metrics, row)
+        append_metrics(run.metrics, row)
         self._to_tensorboard(epoch, train, val, row)
         log.info("%s%s%s", _line(row), " | best so far" if best else "", self._time_left(epoch, step))
+
+    def _validation_metrics(self) -> dict[str, float]:
+        """Of the predictions of all workers; computed once, so that all agree on the best epoch."""
+        probabilities = self._evaluation.probabilities(self._val)
+        mine = classification_metrics(probabilities, self._val.labels) if self._workers.is_chief else None
+        metrics: dict[str, float] = self._workers.share(mine)
+        return metrics
 
     def _training_metrics(self, epoch: int) -> dict[str, float]:
         probabilities = self._record.probabilities()

@@ -35,28 +35,35 @@ class Measured:
     probabilities: Mapping[str, np.ndarray]
 
 
+Predictions = Mapping[str, np.ndarray]
+"""Split to float32 [N, C]."""
+
+
+def predict_last_and_best(evaluation: Evaluation, data: Prepared) -> tuple[Predictions, Predictions]:
+    """Of validation and test; leaves the best model's weights in the network. A collective."""
+    with evaluation.weights():
+        last = _predictions(evaluation, data)
+    evaluation.take_best()
+    return last, _predictions(evaluation, data)
+
+
 def measure(
     run: RunDir,
-    evaluation: Evaluation,
     data: Prepared,
     standing: Standing,
+    last: Predictions,
+    best: Predictions,
     *,
     resamples: int,
     seed: int,
 ) -> Measured:
-    """Evaluate the last and the best model on validation and test; leaves the best one's weights in the network.
-
-    Raises UserError where metrics.jsonl no longer tells of the best epoch.
-    """
+    """Scores of the last and the best model. UserError where metrics.jsonl no longer tells of the best epoch."""
     best_row, last_row = best_and_last(run.metrics, standing.best_epoch)
-    with evaluation.weights():
-        last, _ = _score(evaluation, data, resamples, seed)
-    evaluation.take_best()
-    best, probabilities = _score(evaluation, data, resamples, seed)
+    scores = [_with_training(_score(found, data, resamples, seed), row) for found, row in ((best, best_row), (last, last_row))]
     return Measured(
-        best=ModelScores(best_row["epoch"], best_row["step"], _with_training(best, best_row)),
-        last=ModelScores(last_row["epoch"], last_row["step"], _with_training(last, last_row)),
-        probabilities=probabilities,
+        best=ModelScores(best_row["epoch"], best_row["step"], scores[0]),
+        last=ModelScores(last_row["epoch"], last_row["step"], scores[1]),
+        probabilities=best,
     )
 
 
@@ -72,18 +79,18 @@ def best_and_last(path: str | os.PathLike[str], best_epoch: int | None) -> tuple
     )
 
 
-def _score(
-    evaluation: Evaluation, data: Prepared, resamples: int, seed: int
-) -> tuple[dict[str, SplitScores], dict[str, np.ndarray]]:
-    scores, probabilities = {}, {}
+def _predictions(evaluation: Evaluation, data: Prepared) -> Predictions:
+    sets = {"val": data.val, "test": data.test}
+    return {name: evaluation.probabilities(cells) for name, cells in sets.items() if cells is not None}
+
+
+def _score(predictions: Predictions, data: Prepared, resamples: int, seed: int) -> dict[str, SplitScores]:
+    scores = {}
     for name, cells in (("val", data.val), ("test", data.test)):
         if cells is not None:
-            probabilities[name] = evaluation.probabilities(cells)
             repeats = resamples if name == "test" else 0
-            scores[name] = score_split(
-                probabilities[name], cells.labels, cells.class_names, resamples=repeats, seed=seed
-            )
-    return scores, probabilities
+            scores[name] = score_split(predictions[name], cells.labels, cells.class_names, resamples=repeats, seed=seed)
+    return scores
 
 
 def _with_training(scores: dict[str, SplitScores], row: Mapping[str, Any]) -> dict[str, SplitScores]:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.training.replication import Replication, SingleDevice
 
 Forward = Callable[[tf.Tensor], tf.Tensor]
 
@@ -29,17 +30,27 @@ def make_forward(model: keras.Model, *, logits: bool, xla: bool) -> Forward:
     return tf.function(forward, jit_compile=xla or None, autograph=False, reduce_retracing=False)
 
 
-def predict(forward: Forward, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Probabilities float32 [N, C] for images uint8 [N, H, W, 3]; UserError if there are none.
+def predict(
+    forward: Forward, images: np.ndarray, batch_size: int, replication: Replication | None = None
+) -> np.ndarray:
+    """Probabilities float32 [N, C] for images uint8 [N, H, W, 3], on every worker; UserError if there are none.
 
-    Small sets take a smaller batch, so that a handful of cells does not cost a full one: a power of two, so that sets
-    of many sizes do not each trace the network anew.
+    Small sets, or a replica's small share of one, take a smaller batch, so that a handful of cells does not cost a full
+    one: a power of two, so that sets of many sizes do not each trace the network anew.
+
+    Args:
+        forward: of `make_forward`.
+        images: the whole set.
+        batch_size: examples per replica and pass.
+        replication: over whose replicas the batches are dealt out; None predicts here. A collective.
     """
     if len(images) == 0:
         raise UserError("there are no pictures to predict: the set is empty; give at least one picture")
-    size = min(batch_size, 1 << (len(images) - 1).bit_length())
-    parts = [np.asarray(forward(tf.constant(batch)))[:count] for batch, count in padded_batches(images, size)]
-    return np.concatenate(parts)
+    replication = replication or SingleDevice()
+    share = -(-len(images) // replication.num_replicas)
+    size = min(batch_size, 1 << (share - 1).bit_length())
+    batches = [batch for batch, _ in padded_batches(images, size)]
+    return np.concatenate(replication.map(forward, batches))[: len(images)]
 
 
 def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:

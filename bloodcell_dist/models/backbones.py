@@ -70,7 +70,6 @@ def build_classifier(
     image_size: int,
     num_classes: int,
     dropout: float,
-    total_steps: int,
     seed: int,
     input_size: int | None = None,
     drop_path: float = 0.0,
@@ -82,7 +81,6 @@ def build_classifier(
         image_size: side of the square pictures, pixels.
         num_classes: width of the head.
         dropout: rate before the head, 0 to below 1.
-        total_steps: updates of the run, which set the memory of the BatchNorm statistics.
         seed: of the initial weights.
         input_size: side to which pictures are enlarged first, on the device; None leaves them as they are.
         drop_path: stochastic depth rate of the last residual block, 0 to below 1.
@@ -103,20 +101,7 @@ def build_classifier(
     keras.utils.set_random_seed(seed)
     model = rebuild(stock, drop_path=drop_path)
     model.name = backbone
-    set_batchnorm_momentum(model, total_steps)
     return model
-
-
-def set_batchnorm_momentum(model: keras.Model, total_steps: int) -> None:
-    """Let moving statistics forget within a tenth of the run, at most over 1,000 updates.
-
-    Keras' MobileNetV3 has momentum 0.999: after a short fine-tune its moving statistics are still the initial ones
-    and a network at 98% training accuracy scores at chance.
-    """
-    memory = min(1000.0, max(2.0, total_steps / 10))
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 1.0 - 1.0 / memory
 
 
 def _resized(pictures: keras.KerasTensor, image_size: int, input_size: int | None) -> keras.KerasTensor:

@@ -1,14 +1,16 @@
 """BatchNorm statistics for evaluation: measured anew on training pictures, not left over from training.
 
-Moving averages lag behind the weights (badly so after short runs), mix in augmented pictures and do not fit averaged
-weights at all. Before each evaluation they are replaced by the statistics of a fixed list of clean training batches
-("precise BN", Wu and Johnson, arXiv 2105.07576).
+Moving averages lag behind the weights (badly so after short runs), mix in augmented pictures, do not fit averaged
+weights at all, and with several replicas each has its own. So training leaves them alone: its steps use the statistics
+of each replica's own pass, as ever, and keep none. Before each evaluation, and when a layer that has trained is frozen,
+they are replaced by the statistics of a fixed list of clean training batches ("precise BN", Wu and Johnson,
+arXiv 2105.07576), equal for any number of replicas.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -16,6 +18,15 @@ import tensorflow as tf
 
 from bloodcell_dist.models.dropout import without_dropout
 from bloodcell_dist.models.finetune import batchnorm_layers
+
+
+Map = Callable[[Callable[[tf.Tensor], tf.Tensor], Sequence[np.ndarray]], list[np.ndarray]]
+"""Applies a function to each batch; see `training.replication`."""
+
+
+def one_by_one(function: Callable[[tf.Tensor], tf.Tensor], batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The function of each batch, here."""
+    return [np.asarray(function(tf.constant(batch))) for batch in batches]
 
 
 class Recalibration:
@@ -30,37 +41,41 @@ class Recalibration:
         self._layers = batchnorm_layers(model)
         self._forward = tf.function(self._batch_statistics(model), jit_compile=xla or None, autograph=False)
 
-    def __call__(self, batches: Iterable[tf.Tensor]) -> None:
+    def __call__(self, batches: Sequence[np.ndarray], map: Map = one_by_one) -> None:
         """Recalibrate on pictures float32 or uint8 [B, H, W, 3] in [0, 255], all batches of equal size.
 
         Means and second moments are averaged over the batches; the variance over all of them follows from both. In
         float64, since that is the small difference of large numbers where a mean is far from zero.
+
+        Args:
+            batches: at least one.
+            map: deals them out where there are several replicas.
         """
         if not self._layers:
             return
-        count, sums = 0, None
-        for batch in batches:
-            moments = [(mean, variance + mean**2) for mean, variance in _in_double(self._forward(batch))]
-            if sums is None:
-                sums = moments
-            else:
-                sums = [(m + n, s + t) for (m, s), (n, t) in zip(sums, moments, strict=True)]
-            count += 1
-        if sums is None:
-            raise ValueError("recalibration needs at least one batch")
-        for layer, (mean, square) in zip(self._layers, sums, strict=True):
-            variance = np.maximum(square / count - (mean / count) ** 2, 0.0)
-            layer.moving_mean.assign((mean / count).astype(np.float32))
-            layer.moving_variance.assign(variance.astype(np.float32))
+        statistics = np.stack(map(self._forward, batches)).astype(np.float64)  # [batches, mean and variance of each]
+        means, variances = np.split(statistics, 2, axis=1)
+        mean = means.mean(axis=0)
+        variance = np.maximum((variances + means**2).mean(axis=0) - mean**2, 0.0)
+        ends = np.cumsum([layer.moving_mean.shape[0] for layer in self._layers])[:-1]
+        for layer, layer_mean, layer_variance in zip(
+            self._layers, np.split(mean, ends), np.split(variance, ends), strict=True
+        ):
+            layer.moving_mean.assign(layer_mean.astype(np.float32))
+            layer.moving_variance.assign(layer_variance.astype(np.float32))
 
-    def _batch_statistics(self, model: keras.Model) -> Callable[[tf.Tensor], list[tuple[tf.Tensor, tf.Tensor]]]:
-        def forward(pictures: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
-            for layer in self._layers:  # what a diverged step has left there must not survive: 0 x NaN is NaN
-                layer.moving_mean.assign(tf.zeros_like(layer.moving_mean.value))
-                layer.moving_variance.assign(tf.ones_like(layer.moving_variance.value))
-            with self._without_memory(), without_dropout():
+    def _batch_statistics(self, model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Pictures to a vector: the means of all layers, then their variances. It leaves no trace in the network."""
+
+        def forward(pictures: tf.Tensor) -> tf.Tensor:
+            with keras.StatelessScope() as scope, self._without_memory(), without_dropout():
+                for layer in self._layers:  # what a diverged run has left there must not survive: 0 x NaN is NaN
+                    layer.moving_mean.assign(tf.zeros_like(layer.moving_mean.value))
+                    layer.moving_variance.assign(tf.ones_like(layer.moving_variance.value))
                 model(tf.cast(pictures, tf.float32), training=True)
-            return [(layer.moving_mean.value + 0.0, layer.moving_variance.value + 0.0) for layer in self._layers]
+                means = [scope.get_current_value(layer.moving_mean) for layer in self._layers]
+                variances = [scope.get_current_value(layer.moving_variance) for layer in self._layers]
+            return tf.concat([*means, *variances], axis=0)
 
         return forward
 
@@ -76,6 +91,3 @@ class Recalibration:
             for layer, momentum in zip(self._layers, momenta, strict=True):
                 layer.momentum = momentum
 
-
-def _in_double(statistics: list[tuple[tf.Tensor, tf.Tensor]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(np.asarray(mean, np.float64), np.asarray(variance, np.float64)) for mean, variance in statistics]

@@ -6,16 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from bloodcell_dist.data.sampling import IndexPlan
-from bloodcell_dist.errors import Preempted
 from bloodcell_dist.training.preemption import StopRequest
 from bloodcell_dist.training.progress import EpochProgress
 from bloodcell_dist.training.record import EpochRecord
 from bloodcell_dist.training.replication import Replication
 from bloodcell_dist.training.stages import Stages
-from bloodcell_dist.training.step import StepOutput
+from bloodcell_dist.training.step import StepFunction
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +57,25 @@ class Actions:
     save: Callable[[int], None]
 
 
+def call_lengths(first: int, end: int, steps_per_call: int, stops: Callable[[int], bool]) -> list[int]:
+    """Updates of each call of the step, from step `first` to `end`: `steps_per_call`, or one by one up to a stop.
+
+    Args:
+        first, end: steps made before and after.
+        steps_per_call: updates between two looks of the host.
+        stops: whether the host has something to do after so many steps.
+    """
+    lengths, step = [], first
+    while step < end:
+        full = step + steps_per_call
+        whole = full <= end and not any(stops(between) for between in range(step + 1, full))
+        lengths.append(steps_per_call if whole else 1)
+        step += lengths[-1]
+    return lengths
+
+
 def run_loop(
-    step_function: Callable[[Any, int, float], StepOutput],
+    step_function: StepFunction,
     *,
     plan: IndexPlan,
     stages: Stages,
@@ -71,6 +86,7 @@ def run_loop(
     actions: Actions,
     every_steps: int | None,
     stop: StopRequest,
+    steps_per_call: int = 1,
 ) -> None:
     """Train from `first_step` to the end of the run.
 
@@ -81,37 +97,47 @@ def run_loop(
         Preempted: a stop was requested; the state is saved.
         TrainingFailed: the training diverged.
     """
-    step, traced_at = first_step, {first_step, *stages.first_steps}
+
+    def due(steps: int) -> bool:
+        return every_steps is not None and steps % every_steps == 0
+
+    step, traced = first_step, set()
     while step < length.total_steps:
         epoch = length.finished_epochs(step)
         start, end = epoch * length.steps_per_epoch, length.end_of(epoch)
         batches = plan.epoch_batches(epoch)[step - start : end - start]
-        with EpochProgress(epoch + 1, length.epochs, step - start, end - start) as progress:
+        calls = call_lengths(step, end, steps_per_call, lambda steps: due(steps) or steps in stages.first_steps)
+        with EpochProgress(
+            epoch + 1, length.epochs, step - start, end - start, shown=replication.is_chief
+        ) as progress:
             clock = time.monotonic()
-            for indices in replication.feed(batches):
-                compiles = step in traced_at
+            for count, indices in zip(calls, replication.feed(batches, calls), strict=True):
+                kind = (stages.at(step).first_step, count)  # each is a program of its own
+                compiles = kind not in traced
+                traced.add(kind)
                 if compiles:
                     _pause(record, clock)
                     clock = time.monotonic()
-                record.add(step_function(indices, step, stages.learning_rate(step)))
+                rates = [stages.learning_rate(number) for number in range(step, step + count)]
+                record.add(step_function(indices, step, rates))
                 if compiles:
                     clock = _after_compiling(record, clock)
                 else:
-                    record.timed_examples += plan.global_batch_size
-                step += 1
-                progress.advance(lambda: f"loss {record.last_loss():.4f}")
-                due = every_steps is not None and step % every_steps == 0
+                    record.timed_examples += count * plan.global_batch_size
+                step += count
+                progress.advance(count, lambda: f"loss {record.last_loss():.4f}")
                 stopping = replication.any(stop.is_set)
-                if step < end and (due or stopping):
+                if step < end and (due(step) or stopping):
                     _pause(record, clock)
                     actions.save(step)
-                    _leave_if(stopping, stop, step)
+                    stop.leave_if(stopping, f"after step {step}, which is saved")
                     clock = time.monotonic()
             _pause(record, clock)
         actions.end_epoch(epoch, step)
         record.clear()
         actions.save(step)
-        _leave_if(replication.any(stop.is_set) and step < length.total_steps, stop, step)
+        if step < length.total_steps:
+            stop.leave_if(replication.any(stop.is_set), f"after step {step}, which is saved")
 
 
 def _after_compiling(record: EpochRecord, clock: float) -> float:
@@ -126,11 +152,3 @@ def _pause(record: EpochRecord, clock: float) -> None:
     """Wait for the device and add the time since `clock` to the epoch's."""
     record.read()
     record.seconds += time.monotonic() - clock
-
-
-def _leave_if(stopping: bool, stop: StopRequest, step: int) -> None:
-    if stopping:
-        raise Preempted(
-            f"stopped by {stop.signal_name or 'another rank'} after step {step}, which is saved; "
-            "run the same command again to go on"
-        )

@@ -21,10 +21,16 @@ class StopRequest:
         """Whether a signal came."""
         return self.signal_name is not None
 
-    def leave_if_set(self) -> None:
-        """Raise Preempted if a signal came; for places where there is nothing to save."""
-        if self.is_set:
-            raise Preempted(f"stopped by {self.signal_name} before training; run the same command again")
+    def leave_if(self, stopping: bool, when: str) -> None:
+        """Raise Preempted if the workers agreed to stop.
+
+        Args:
+            stopping: whether a signal came, to this worker or another.
+            when: `before training`, `after step 7, which is saved`.
+        """
+        if stopping:
+            by = self.signal_name or "a signal to another rank"
+            raise Preempted(f"stopped by {by} {when}; run the same command again to go on")
 
     @contextlib.contextmanager
     def listening(self, *names: str) -> Iterator[None]:

@@ -22,27 +22,35 @@ class EpochProgress:
         epochs: of the run.
         done: steps of this epoch made before (a resumed run).
         steps: of this epoch.
+        shown: whether this worker shows it.
         clock: seconds; passed in so that tests need not wait.
     """
 
     def __init__(
-        self, epoch: int, epochs: int, done: int, steps: int, clock: Callable[[], float] = time.monotonic
+        self,
+        epoch: int,
+        epochs: int,
+        done: int,
+        steps: int,
+        *,
+        shown: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._label = f"epoch {epoch}/{epochs}"
         self._done, self._steps, self._first = done, steps, done
-        self._clock = clock
+        self._shown, self._clock = shown, clock
         self._started = self._spoke = clock()
         self._bar = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             self._bar = tqdm.tqdm(total=steps, initial=done, desc=self._label, unit="step", leave=False)
 
-    def advance(self, describe: Callable[[], str]) -> None:
-        """One step more; `describe` gives the latest figures and is called only when they are shown."""
-        self._done += 1
+    def advance(self, steps: int, describe: Callable[[], str]) -> None:
+        """So many steps more; `describe` gives the latest figures and is called only when they are shown."""
+        self._done += steps
         if self._bar is not None:
-            if self._bar.update(1):  # true when it redraws
+            if self._bar.update(steps):  # true when it redraws
                 self._bar.set_postfix_str(describe(), refresh=False)
-        elif self._clock() - self._spoke >= LINE_EVERY_S:
+        elif self._shown and self._clock() - self._spoke >= LINE_EVERY_S:
             self._spoke = self._clock()
             log.info("%s step %d/%d, %s, %s left", self._label, self._done, self._steps, describe(), self._left())
 

@@ -7,7 +7,7 @@ an undisturbed run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,34 +28,43 @@ class EpochRecord:
         self._outputs: list[StepOutput] = []
         self._arrays: dict[str, list[np.ndarray]] = {"losses": [], "probabilities": [], "finite": []}
         self._skipped_in_a_row = 0  # goes on over the ends of epochs, which may be short
+        self._last_loss = float("nan")
         self.seconds = 0.0
         self.timed_examples = 0
 
-    def add(self, output: StepOutput) -> None:
-        """Keep a step's output; every now and then look whether training still moves. Raises TrainingFailed."""
-        self._outputs.append(output)
+    def add(self, outputs: Sequence[StepOutput]) -> None:
+        """Keep what updates left; every now and then look whether training still moves. Raises TrainingFailed."""
+        self._outputs += outputs
         if len(self._outputs) >= CHECK_EVERY_STEPS:
             self.read()
 
     def read(self) -> None:
         """Copy what is on the device; TrainingFailed when the last 20 updates were all skipped."""
-        for output in self._outputs:
-            self._arrays["losses"].append(self._replication.gather(output.losses))
-            self._arrays["probabilities"].append(self._replication.gather(output.probabilities))
-            finite = np.atleast_1d(np.asarray(output.finite))
-            self._arrays["finite"].append(finite)
-            self._count_skips(finite)
+        if self._outputs:  # all workers have equally many
+            self._copy()
         self._outputs.clear()
         if self._skipped_in_a_row >= SKIPPED_LIMIT:
             raise TrainingFailed(
                 f"training diverged: the gradients of the last {SKIPPED_LIMIT} updates were not finite; {REMEDIES}"
             )
 
+    def _copy(self) -> None:
+        local = self._replication.local
+        losses = np.stack([np.concatenate(local(output.losses)) for output in self._outputs])
+        probabilities = np.stack([np.concatenate(local(output.probabilities)) for output in self._outputs])
+        losses, probabilities = self._replication.gather([losses, probabilities], axis=1)  # [updates, global batch, …]
+        finite = np.stack([local(output.finite)[0] for output in self._outputs])
+        self._last_loss = float(np.mean(losses[-1]))
+        self._arrays["losses"].append(losses.ravel())
+        self._arrays["probabilities"].append(probabilities.reshape(-1, probabilities.shape[-1]))
+        self._arrays["finite"].append(finite)
+        self._count_skips(finite)
+
     def last_loss(self) -> float:
         """Mean loss of this worker's latest step; waits for the device. No collective: workers ask at other times."""
         if self._outputs:
-            return float(np.mean(self._outputs[-1].losses))
-        return float(np.mean(self._arrays["losses"][-1]))
+            return float(np.mean(self._replication.local(self._outputs[-1].losses)))
+        return self._last_loss
 
     def losses(self) -> np.ndarray:
         """float32 [examples so far]."""

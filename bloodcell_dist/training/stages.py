@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.training.schedule import Schedule
-from bloodcell_dist.training.step import StepOutput
+from bloodcell_dist.training.step import StepFunction, StepOutput
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Stages:
     def at(self, step: int) -> Stage:
         """The stage that update `step` (from 0) belongs to; the last one for any later step."""
         return next((stage for stage in self.stages if step < stage.end_step), self.stages[-1])
+
+    def before(self, stage: Stage) -> Stage | None:
+        """The stage before one of these, None before the first."""
+        place = self.stages.index(stage)
+        return self.stages[place - 1] if place else None
 
     def learning_rate(self, step: int) -> float:
         """Of update `step`, which counts from 0 over the whole run."""
@@ -85,13 +90,12 @@ class StagedStep:
 
     Args:
         stages: of the run.
-        begin: freezes what does not train in a stage, and lets `step` train the rest.
-        step: makes an update.
+        begin: freezes what does not train in a stage, and lets `step` train the rest; the flag says whether the
+            stage begins now, which it does once in a run, or is taken up again.
+        step: makes updates of one stage.
     """
 
-    def __init__(
-        self, stages: Stages, begin: Callable[[Stage], None], step: Callable[[Any, int, float], StepOutput]
-    ) -> None:
+    def __init__(self, stages: Stages, begin: Callable[[Stage, bool], None], step: StepFunction) -> None:
         self._stages, self._begin, self._step = stages, begin, step
         self._stage: Stage | None = None
 
@@ -99,10 +103,10 @@ class StagedStep:
         """Be in the stage of update `step`: what is evaluated after it has the frozen layers of that stage."""
         stage = self._stages.at(step)
         if stage is not self._stage:
-            self._begin(stage)
+            self._begin(stage, step == stage.first_step)
             self._stage = stage
 
-    def __call__(self, indices: Any, step: int, learning_rate: float) -> StepOutput:
-        """Make update number `step` (from 0)."""
+    def __call__(self, indices: Any, step: int, learning_rates: Sequence[float]) -> list[StepOutput]:
+        """Make updates of one stage, the first of which is number `step` (from 0)."""
         self.enter(step)
-        return self._step(indices, step, learning_rate)
+        return self._step(indices, step, learning_rates)

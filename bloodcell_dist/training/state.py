@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.models.finetune import weight_names
@@ -17,6 +18,8 @@ from bloodcell_dist.training.update import Update
 
 class TrainingState:
     """Weights, optimizer state and the running epoch's record, as named arrays.
+
+    Only the chief reads and writes them; `variables` are what the other workers need of it.
 
     Args:
         model: the network being trained.
@@ -32,6 +35,14 @@ class TrainingState:
 
     def _named(self) -> list[tuple[str, Any]]:
         return list(zip(weight_names(self._model), self._model.weights, strict=True))
+
+    def variables(self) -> list[tf.Variable]:
+        """Weights and optimizer state, in an order that is the same on all workers."""
+        return [*self.weights(), *self._update.state().values()]
+
+    def weights(self) -> list[tf.Variable]:
+        """Of the network."""
+        return [variable.value for _, variable in self._named()]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything, copied to the host.

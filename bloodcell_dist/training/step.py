@@ -6,7 +6,7 @@ the same update up to rounding, and a resumed run continues bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -30,12 +30,16 @@ class Policy(Protocol):
 
 
 class StepOutput(NamedTuple):
-    """What a step leaves on the device; nothing is copied to the host unless asked for."""
+    """What an update leaves on each replica's device; nothing is copied to the host unless asked for."""
 
     losses: tf.Tensor  # float32 [b], of the augmented examples, dropout on
     probabilities: tf.Tensor  # float32 [b, C]
     gradient_norm: tf.Tensor  # float32 scalar, before clipping
     finite: tf.Tensor  # bool scalar: the update was made
+
+
+StepFunction = Callable[[Any, int, Sequence[float]], list[StepOutput]]
+"""(indices, first step, learning rates) to what each update leaves, see `Step.__call__`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def gradient_function(
 ) -> Callable[..., Any]:
     """Gather, augment, forward, loss and backward as one function of indices.
 
-    The returned function takes (images uint8 [N, H, W, 3], labels int32 [N], indices int32 [b], first int32 scalar,
+    The returned function takes (images uint8 [N, H, W, 3], labels int64 [N], indices int32 [b], first int32 scalar,
     step int32 scalar, loss_scale float32 scalar), where `first` is the place of the first index in the global batch.
     It returns the gradients of loss_scale x sum(losses) / global_batch_size, in the order of the model's trainable
     variables, and losses float32 [b] and probabilities float32 [b, C].
@@ -83,7 +87,11 @@ def gradient_function(
         pictures = tf.cast(tf.gather(images, indices), tf.float32)
         targets = tf.one_hot(tf.gather(labels, indices), num_classes)
         pictures, targets = augment(pictures, targets, seed, step, positions)
-        with randomness(seed, step, positions), tf.GradientTape(watch_accessed_variables=False) as tape:
+        with (
+            randomness(seed, step, positions),
+            tf.GradientTape(watch_accessed_variables=False) as tape,
+            keras.StatelessScope(),  # BatchNorm's moving statistics stay as they are, see `models.batchnorm`
+        ):
             tape.watch(weights)
             logits = model(pictures, training=True)
             losses = loss(targets, logits)
@@ -97,7 +105,7 @@ class Step:
     """One optimizer update from the indices of this worker's share of a global batch.
 
     Args:
-        gradients: of `gradient_function`; another may be put in its place between two steps.
+        gradients: of `gradient_function`.
         update: the optimizer's state.
         replication: sums the gradients.
         images: uint8 [N, H, W, 3], kept in every replica's memory.
@@ -116,24 +124,40 @@ class Step:
         labels: np.ndarray,
         per_replica_batch_size: int,
     ) -> None:
-        self.gradients = gradients
         self._update = update
         self._replication = replication
         self._images = replication.place(images)
-        self._labels = replication.place(labels.astype(np.int32))
+        # int64: TensorFlow keeps int32 in host memory, so that a GPU's program would fetch the labels at every step.
+        self._labels = replication.place(labels.astype(np.int64))
         self._pass_size = per_replica_batch_size
-        self._add = tf.function(_add, autograph=False)
+        self.renew(gradients)
 
-    def __call__(self, indices: Any, step: int, learning_rate: float) -> StepOutput:
-        """Make update number `step` (from 0) from int32 [per_replica_batch_size x accumulate_steps] indices."""
-        return self._replication.run(
-            self._on_replica,
-            self._images,
-            self._labels,
-            indices,
-            tf.constant(step, tf.int32),
-            tf.constant(learning_rate, tf.float32),
-        )
+    def renew(self, gradients: Callable[..., Any]) -> None:
+        """Go on with another gradient function; the next call is traced anew."""
+        self._gradients = gradients
+        # One graph for everything between two looks of the host: it starts the compiled parts and the collective.
+        self._call = tf.function(self._several, autograph=False)
+
+    def __call__(self, indices: tf.Tensor, step: int, learning_rates: Sequence[float]) -> list[StepOutput]:
+        """Make updates one after the other, the first of which is number `step` (from 0).
+
+        Args:
+            indices: int32 [updates, local_replicas x per_replica_batch_size x accumulate_steps].
+            step: number of the first.
+            learning_rates: of each.
+
+        Returns:
+            For each update what every local replica leaves, as `Replication.local` takes it apart.
+        """
+        return self._call(indices, tf.constant(step, tf.int32), tf.constant(learning_rates, tf.float32))
+
+    def _several(self, indices: tf.Tensor, first: tf.Tensor, learning_rates: tf.Tensor) -> list[StepOutput]:
+        return [
+            self._replication.run(
+                self._on_replica, self._images, self._labels, indices[place], first + place, learning_rates[place]
+            )
+            for place in range(indices.shape[0])
+        ]
 
     def _on_replica(
         self,
@@ -143,22 +167,17 @@ class Step:
         step: tf.Tensor,
         learning_rate: tf.Tensor,
     ) -> StepOutput:
+        indices = self._replication.my_part(indices)
         first = self._replication.replica_id() * indices.shape[0]
-        sums: list[tf.Tensor] | None = None
+        sums: list[tf.Tensor] = []
         losses, probabilities = [], []
         for start in range(0, indices.shape[0], self._pass_size):
             part = indices[start : start + self._pass_size]
-            gradients, part_losses, part_probabilities = self.gradients(
+            gradients, part_losses, part_probabilities = self._gradients(
                 images, labels, part, first + start, step, self._update.loss_scale.read_value()
             )
-            sums = gradients if sums is None else self._add(sums, gradients)
+            sums = [total + more for total, more in zip(sums, gradients, strict=True)] if sums else gradients
             losses.append(part_losses)
             probabilities.append(part_probabilities)
-        norm, finite = self._update.apply(self._replication.allreduce(sums or []), learning_rate)
-        if len(losses) == 1:
-            return StepOutput(losses[0], probabilities[0], norm, finite)
+        norm, finite = self._update.apply(self._replication.allreduce(sums), learning_rate)
         return StepOutput(tf.concat(losses, 0), tf.concat(probabilities, 0), norm, finite)
-
-
-def _add(ours: list[tf.Tensor], more: list[tf.Tensor]) -> list[tf.Tensor]:
-    return [a + b for a, b in zip(ours, more, strict=True)]

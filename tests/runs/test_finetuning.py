@@ -76,7 +76,7 @@ def frozen_names(train: str) -> set[str]:
     from bloodcell_dist.models.backbones import build_classifier
 
     model = build_classifier(
-        "mobilenetv3small", image_size=32, num_classes=8, dropout=0.2, total_steps=12, seed=0, drop_path=0.2
+        "mobilenetv3small", image_size=32, num_classes=8, dropout=0.2, seed=0, drop_path=0.2
     )
     Depth(model).freeze(Part(train))
     live = {id(v) for layer in model.layers if layer.trainable for v in layer.weights}

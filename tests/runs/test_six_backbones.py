@@ -125,7 +125,6 @@ def losses_of_first_step(run: RunDir, precision: str) -> tuple[float, float]:
             image_size=96,
             num_classes=8,
             dropout=settings.model.dropout,
-            total_steps=STEPS,
             seed=settings.train.seed,
         )
         before = loss_of_first_step(model, train.images, train.labels)

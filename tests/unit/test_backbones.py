@@ -23,9 +23,9 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     keras.mixed_precision.set_dtype_policy("float32")
 
 
-def build(backbone: str = "cnn", *, seed: int = 0, total_steps: int = 1000, num_classes: int = 8) -> keras.Model:
+def build(backbone: str = "cnn", *, seed: int = 0, num_classes: int = 8) -> keras.Model:
     return build_classifier(
-        backbone, image_size=SIZE, num_classes=num_classes, dropout=0.2, total_steps=total_steps, seed=seed
+        backbone, image_size=SIZE, num_classes=num_classes, dropout=0.2, seed=seed
     )
 
 
@@ -70,25 +70,6 @@ def test_another_seed_gives_other_weights() -> None:
     assert np.abs(one - two).max() > 0.01
 
 
-@pytest.mark.parametrize(("total_steps", "momentum"), [(1, 0.5), (20, 0.5), (100, 0.9), (5000, 0.998), (10**6, 0.999)])
-def test_moving_statistics_forget_within_a_tenth_of_the_run(total_steps: int, momentum: float) -> None:
-    layers = [
-        layer for layer in build(total_steps=total_steps).layers if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    assert len(layers) == 4
-    assert [layer.momentum for layer in layers] == pytest.approx([momentum] * 4)
-
-
-def test_mobilenets_momentum_is_set_too() -> None:
-    layers = [
-        layer
-        for layer in build("mobilenetv3small", total_steps=100).layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    assert len(layers) == 34
-    assert {layer.momentum for layer in layers} == {0.9}
-
-
 LARGE = ("efficientnetv2s", "efficientnetv2m", "convnextbase")
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in BACKBONES]
 
@@ -127,7 +108,7 @@ def test_a_backbone_that_is_not_there_is_an_error() -> None:
 
 @pytest.mark.parametrize("size", [16, 31])
 def test_too_small_pictures_are_the_persons_mistake(size: int) -> None:
-    sizes: dict[str, Any] = {"image_size": size, "num_classes": 8, "dropout": 0.2, "total_steps": 10, "seed": 0}
+    sizes: dict[str, Any] = {"image_size": size, "num_classes": 8, "dropout": 0.2, "seed": 0}
     message = (
         f"data.image_size={size}: model.backbone=mobilenetv3small needs pictures of at least 32 pixels; "
         "set data.image_size=32, or model.backbone=cnn"

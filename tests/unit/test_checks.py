@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import tensorflow as tf
 
 from bloodcell_dist.errors import TrainingFailed
 from bloodcell_dist.training.checks import with_checks
+from bloodcell_dist.training.replication import SingleDevice
 from bloodcell_dist.training.step import StepOutput
 
 LABELS = np.array([0, 1, 2, 0, 1, 2])
+LOCAL = SingleDevice().local
 
 
 def output(**changes: Any) -> StepOutput:
@@ -26,8 +29,8 @@ def output(**changes: Any) -> StepOutput:
 
 
 def run(indices: list[int], result: StepOutput, labels: np.ndarray = LABELS) -> StepOutput:
-    checked = with_checks(lambda rows, step, rate: result, labels, 3)
-    return checked(tf.constant(indices), 7, 0.1)
+    checked = with_checks(lambda rows, step, rates: [result], labels, 3, LOCAL)
+    return checked(tf.constant([indices]), 7, [0.1])[0]
 
 
 def test_a_sound_step_passes_unchanged() -> None:
@@ -63,15 +66,22 @@ def test_a_problem_is_named_with_step_and_examples(indices: list[int], changes: 
 
 @pytest.mark.parametrize("label", [-1, 3])
 def test_a_label_out_of_range_is_found_before_the_step(label: int) -> None:
-    def never(rows: Any, step: int, rate: float) -> StepOutput:
+    def never(rows: Any, step: int, rates: Sequence[float]) -> list[StepOutput]:
         raise AssertionError("the step ran")
 
-    checked = with_checks(never, np.array([0, label]), 3)
+    checked = with_checks(never, np.array([0, label]), 3, LOCAL)
     with pytest.raises(TrainingFailed, match=r"step 2: a label is not in 0\.\.2; training examples \[0, 1\]"):
-        checked(tf.constant([0, 1]), 2, 0.1)
+        checked(tf.constant([[0, 1]]), 2, [0.1])
 
 
 def test_an_overflow_while_the_loss_scale_is_found_is_no_problem() -> None:
     overflow = output(finite=tf.constant(False), gradient_norm=tf.constant(np.inf))
-    checked = with_checks(lambda rows, step, rate: overflow, LABELS, 3, loss_scaling=True)
-    assert checked(tf.constant([0, 1]), 0, 0.1) is overflow
+    checked = with_checks(lambda rows, step, rates: [overflow], LABELS, 3, LOCAL, loss_scaling=True)
+    assert checked(tf.constant([[0, 1]]), 0, [0.1]) == [overflow]
+
+
+def test_the_second_step_of_a_call_is_named_by_its_own_number() -> None:
+    broken = output(losses=tf.constant([np.nan, 0.1]))
+    checked = with_checks(lambda rows, step, rates: [output(), broken], LABELS, 3, LOCAL)
+    with pytest.raises(TrainingFailed, match=r"step 8: the loss is not finite; training examples \[2\]"):
+        checked(tf.constant([[0, 1], [2, 3]]), 7, [0.1, 0.1])

@@ -28,7 +28,7 @@ def network(*layers: keras.layers.Layer, channels: int = 3, size: int = 8) -> ke
 
 
 def classifier(backbone: str, image_size: int) -> keras.Model:
-    return build_classifier(backbone, image_size=image_size, num_classes=8, dropout=0.0, total_steps=1, seed=0)
+    return build_classifier(backbone, image_size=image_size, num_classes=8, dropout=0.0, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ import keras, tensorflow as tf
 from bloodcell_dist.models.backbones import build_classifier
 from bloodcell_dist.models.cost import training_bytes
 
-model = build_classifier("efficientnetb0", image_size=96, num_classes=8, dropout=0.2, total_steps=1, seed=0)
+model = build_classifier("efficientnetb0", image_size=96, num_classes=8, dropout=0.2, seed=0)
 weights = [variable.value for variable in model.trainable_variables]
 
 @tf.function(autograph=False)

@@ -36,7 +36,7 @@ np.savez(sys.argv[3], call=model(images, training=False), predict=model.predict(
 
 @pytest.fixture(scope="module")
 def model() -> keras.Model:
-    network = build_classifier("cnn", image_size=32, num_classes=8, dropout=0.3, total_steps=100, seed=4)
+    network = build_classifier("cnn", image_size=32, num_classes=8, dropout=0.3, seed=4)
     Recalibration(network, False)([keras.ops.convert_to_tensor(IMAGES)])
     return network
 
@@ -85,7 +85,7 @@ def test_the_copy_can_be_fine_tuned_with_its_dropout_and_norms(model: keras.Mode
 
 
 def test_mobilenet_is_copied_exactly() -> None:
-    network = build_classifier("mobilenetv3small", image_size=32, num_classes=3, dropout=0.2, total_steps=9, seed=0)
+    network = build_classifier("mobilenetv3small", image_size=32, num_classes=3, dropout=0.2, seed=0)
     plain = plain_copy(network)
     assert all(type(layer).__module__.startswith("keras.") for layer in plain.layers)
     pictures = IMAGES[:2].astype(np.float32)
@@ -95,7 +95,7 @@ def test_mobilenet_is_copied_exactly() -> None:
 
 def test_the_copy_of_a_network_with_frozen_layers_and_stochastic_depth_can_be_trained_on() -> None:
     network = build_classifier(
-        "mobilenetv3small", image_size=32, num_classes=8, dropout=0.0, total_steps=9, seed=4, drop_path=0.3
+        "mobilenetv3small", image_size=32, num_classes=8, dropout=0.0, seed=4, drop_path=0.3
     )
     Depth(network).freeze(Part("head"))
     copy = plain_copy(network)
@@ -111,7 +111,7 @@ def test_the_copy_of_a_network_with_frozen_layers_and_stochastic_depth_can_be_tr
 def test_a_mixed_precision_network_exports_float32_probabilities() -> None:
     keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
     try:
-        network = build_classifier("cnn", image_size=32, num_classes=4, dropout=0.2, total_steps=9, seed=0)
+        network = build_classifier("cnn", image_size=32, num_classes=4, dropout=0.2, seed=0)
     finally:
         keras.mixed_precision.set_dtype_policy("float32")
     plain = plain_copy(network)  # under another policy than the network was built with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from bloodcell_dist.data.sampling import IndexPlan
 from bloodcell_dist.errors import Preempted
-from bloodcell_dist.training.loop import Actions, Length, run_loop
+from bloodcell_dist.training.loop import Actions, Length, call_lengths, run_loop
 from bloodcell_dist.training.preemption import StopRequest
 from bloodcell_dist.training.record import EpochRecord
 from bloodcell_dist.training.replication import SingleDevice
@@ -28,13 +29,18 @@ class Diary:
         self.events: list[tuple[str, Any]] = []
         self.batches: dict[int, np.ndarray] = {}
         self.rates: dict[int, float] = {}
+        self.calls: list[int] = []
         self.record = EpochRecord(SingleDevice())
         self.stop = StopRequest()
         self._stop_at = stop_at
 
-    def step(self, indices: Any, step: int, rate: float) -> StepOutput:
+    def step(self, indices: Any, step: int, rates: Sequence[float]) -> list[StepOutput]:
+        self.calls.append(len(rates))
+        return [self._one(np.asarray(indices)[place], step + place, rate) for place, rate in enumerate(rates)]
+
+    def _one(self, indices: np.ndarray, step: int, rate: float) -> StepOutput:
         self.events.append(("step", step))
-        self.batches[step], self.rates[step] = np.asarray(indices), rate
+        self.batches[step], self.rates[step] = indices, rate
         if step == self._stop_at:
             self.stop.signal_name = "SIGUSR1"
         return StepOutput(np.full(4, step, np.float32), np.full((4, 2), 0.5, np.float32), 1.0, True)  # type: ignore[arg-type]
@@ -46,7 +52,9 @@ class Diary:
         self.events.append(("save", step))
         self.saved = (step, self.record.arrays())
 
-    def run(self, first_step: int = 0, total_steps: int = 15, every_steps: int | None = None) -> Diary:
+    def run(
+        self, first_step: int = 0, total_steps: int = 15, every_steps: int | None = None, steps_per_call: int = 1
+    ) -> Diary:
         run_loop(
             self.step,
             plan=PLAN,
@@ -58,6 +66,7 @@ class Diary:
             actions=Actions(self.end_epoch, self.save),
             every_steps=every_steps,
             stop=self.stop,
+            steps_per_call=steps_per_call,
         )
         return self
 
@@ -134,7 +143,7 @@ def test_a_stop_on_another_rank_is_named_so() -> None:
             return True
 
     diary = Diary()
-    with pytest.raises(Preempted, match="stopped by another rank after step 1"):
+    with pytest.raises(Preempted, match="stopped by a signal to another rank after step 1"):
         run_loop(
             diary.step,
             plan=PLAN,
@@ -190,9 +199,9 @@ def test_seconds_of_training_leave_out_saving_and_evaluating(monkeypatch: pytest
     timed: list[int] = []
 
     class Slow(Diary):
-        def step(self, indices: Any, step: int, rate: float) -> StepOutput:
+        def step(self, indices: Any, step: int, rates: Sequence[float]) -> list[StepOutput]:
             now[0] += 1.0
-            return super().step(indices, step, rate)
+            return super().step(indices, step, rates)
 
         def save(self, step: int) -> None:
             now[0] += 100.0
@@ -205,3 +214,32 @@ def test_seconds_of_training_leave_out_saving_and_evaluating(monkeypatch: pytest
     Slow().run(every_steps=2)
     assert timed == [16, 20, 20]
     assert seen == [4.0, 5.0, 5.0]  # the first step of a life compiles, and is not counted
+
+
+@pytest.mark.parametrize(
+    ("first", "end", "steps_per_call", "stops", "lengths"),
+    [
+        (0, 5, 1, (), [1] * 5),
+        (0, 8, 4, (), [4, 4]),
+        (0, 7, 3, (), [3, 3, 1]),
+        (5, 9, 4, (), [4]),
+        (0, 8, 4, (4,), [4, 4]),
+        (0, 8, 4, (3,), [1, 1, 1, 4, 1]),
+        (0, 8, 4, (3, 6), [1, 1, 1, 1, 1, 1, 1, 1]),
+        (7, 7, 4, (), []),
+        (0, 3, 8, (), [1, 1, 1]),
+    ],
+)
+def test_calls_are_cut_where_the_host_has_something_to_do(
+    first: int, end: int, steps_per_call: int, stops: tuple[int, ...], lengths: list[int]
+) -> None:
+    assert call_lengths(first, end, steps_per_call, lambda step: step in stops) == lengths
+
+
+def test_several_steps_per_call_are_the_same_training() -> None:
+    one, several = Diary().run(every_steps=7), Diary().run(every_steps=7, steps_per_call=2)
+    assert several.calls == [2, 2, 1, 2, 2, 1, 2, 2, 1]
+    assert several.events == one.events
+    assert several.rates == one.rates
+    for step in range(15):
+        np.testing.assert_array_equal(several.batches[step], one.batches[step])

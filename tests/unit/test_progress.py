@@ -41,11 +41,11 @@ def test_a_line_comes_when_it_is_time(caplog: pytest.LogCaptureFixture) -> None:
     progress = EpochProgress(2, 5, done=0, steps=100, clock=clock)
     for _ in range(9):
         clock.now += LINE_EVERY_S / 10
-        progress.advance(unasked)
+        progress.advance(1, unasked)
     assert lines(caplog) == []
     clock.now += LINE_EVERY_S / 10
-    progress.advance(lambda: "loss 0.5000")
-    progress.advance(unasked)
+    progress.advance(1, lambda: "loss 0.5000")
+    progress.advance(1, unasked)
     # ten steps in 15 s, then 90 are left at that pace
     assert lines(caplog) == ["epoch 2/5 step 10/100, loss 0.5000, 2:15 left"]
 
@@ -55,7 +55,7 @@ def test_time_left_counts_only_the_steps_made_now(caplog: pytest.LogCaptureFixtu
     clock = Clock()
     progress = EpochProgress(1, 1, done=90, steps=100, clock=clock)
     clock.now += 20
-    progress.advance(lambda: "loss 1.0000")
+    progress.advance(1, lambda: "loss 1.0000")
     assert lines(caplog) == ["epoch 1/1 step 91/100, loss 1.0000, 3:00 left"]
 
 
@@ -64,7 +64,7 @@ def test_minutes_and_seconds(caplog: pytest.LogCaptureFixture, steps: int, left:
     clock = Clock()
     progress = EpochProgress(1, 1, done=0, steps=steps, clock=clock)
     clock.now += 20
-    progress.advance(str)
+    progress.advance(1, str)
     assert lines(caplog)[0].endswith(f"{left} left")
 
 
@@ -75,7 +75,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
         monkeypatch.setattr(sys, "stderr", stream)
         with EpochProgress(3, 5, done=1, steps=4) as progress:
             for _ in range(3):
-                progress.advance(lambda: "loss 0.2500")
+                progress.advance(1, lambda: "loss 0.2500")
         monkeypatch.undo()
         os.set_blocking(ours, False)
         text = os.read(ours, 65536).decode()

@@ -39,7 +39,7 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def build(backbone: str, size: int = 32, **options: Any) -> keras.Model:
-    options = {"num_classes": 3, "dropout": 0.2, "total_steps": 1000, "seed": 0, **options}
+    options = {"num_classes": 3, "dropout": 0.200, "seed": 0, **options}
     return build_classifier(backbone, image_size=size, **options)
 
 

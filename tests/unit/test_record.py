@@ -26,7 +26,7 @@ def output(step: int, finite: bool = True) -> StepOutput:
 def record_of(steps: range, finite: bool = True) -> EpochRecord:
     record = EpochRecord(SingleDevice())
     for step in steps:
-        record.add(output(step, finite))
+        record.add([output(step, finite)])
     return record
 
 
@@ -43,7 +43,7 @@ def test_losses_and_predictions_are_in_the_order_of_the_steps(steps: int) -> Non
 def test_outputs_do_not_pile_up_on_the_device() -> None:
     record = EpochRecord(SingleDevice())
     for step in range(3 * CHECK_EVERY_STEPS):
-        record.add(output(step))
+        record.add([output(step)])
         assert len(record._outputs) < CHECK_EVERY_STEPS
 
 
@@ -56,13 +56,13 @@ def test_twenty_skipped_updates_in_a_row_end_the_training() -> None:
     record = record_of(range(SKIPPED_LIMIT - 1), finite=False)
     message = r"diverged: the gradients of the last 20 updates were not finite; lower optimizer.learning_rate"
     with pytest.raises(TrainingFailed, match=message):
-        record.add(output(SKIPPED_LIMIT, finite=False))
+        record.add([output(SKIPPED_LIMIT, finite=False)])
 
 
 def test_skipped_updates_with_one_good_one_among_them_do_not() -> None:
     record = EpochRecord(SingleDevice())
     for step in range(3 * SKIPPED_LIMIT):
-        record.add(output(step, finite=step % SKIPPED_LIMIT == 7))
+        record.add([output(step, finite=step % SKIPPED_LIMIT == 7)])
     assert record.skipped_updates() == 3 * (SKIPPED_LIMIT - 1)
 
 
@@ -71,7 +71,7 @@ def test_skipped_updates_count_over_the_ends_of_short_epochs() -> None:
     with pytest.raises(TrainingFailed, match="diverged"):
         for _ in range(6):
             for step in range(5):
-                record.add(output(step, finite=False))
+                record.add([output(step, finite=False)])
             assert record.skipped_updates() == 5
             record.clear()
 
@@ -82,7 +82,7 @@ def test_skipped_updates_count_over_a_restart() -> None:
     again.restore(record.arrays())
     with pytest.raises(TrainingFailed, match="diverged"):
         for step in range(15, 20):
-            again.add(output(step, finite=False))
+            again.add([output(step, finite=False)])
         again.read()
 
 
@@ -96,7 +96,7 @@ def test_an_epoch_that_was_interrupted_gives_the_same_figures(stop: int) -> None
     again = EpochRecord(SingleDevice())
     again.restore(arrays)
     for step in range(stop, 45):
-        again.add(output(step))
+        again.add([output(step)])
     np.testing.assert_array_equal(again.losses(), whole.losses())
     np.testing.assert_array_equal(again.probabilities(), whole.probabilities())
     assert again.skipped_updates() == whole.skipped_updates()
@@ -107,7 +107,7 @@ def test_an_epoch_that_was_interrupted_gives_the_same_figures(stop: int) -> None
 def test_skipped_updates_survive_an_interruption() -> None:
     record = EpochRecord(SingleDevice())
     for step in range(10):
-        record.add(output(step, finite=step != 4))
+        record.add([output(step, finite=step != 4)])
     again = EpochRecord(SingleDevice())
     again.restore(record.arrays())
     assert again.skipped_updates() == 1
@@ -119,5 +119,5 @@ def test_a_cleared_record_is_empty() -> None:
     record.clear()
     assert record.arrays() == {}
     assert record.seconds == 0.0
-    record.add(output(9))
+    record.add([output(9)])
     np.testing.assert_array_equal(record.losses(), output(9).losses)

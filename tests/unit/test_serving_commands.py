@@ -28,7 +28,7 @@ def make_run(folder: Path, image_size: int = 32, seed: int = 0) -> Path:
     changes = {"data.image_size": image_size, "model.backbone": "cnn", "evaluate.bootstrap": 10}
     (folder / "config.yaml").write_text(dump_yaml(replace(Settings(), changes)))
     (folder / "result.json").write_text(json.dumps({"class_names": BLOOD_CELLS, "run_id": folder.name}))
-    network = build_classifier("cnn", image_size=image_size, num_classes=8, dropout=0.0, total_steps=1, seed=seed)
+    network = build_classifier("cnn", image_size=image_size, num_classes=8, dropout=0.0, seed=seed)
     export_model(network, folder / "model.keras", BLOOD_CELLS)
     return folder
 

@@ -69,15 +69,16 @@ def test_a_stage_without_a_step_is_the_persons_mistake() -> None:
 
 def test_a_stage_begins_with_its_first_step_and_only_then() -> None:
     begun: list[str] = []
-    step: Any = StagedStep(three(), lambda stage: begun.append(stage.train), lambda *given: (*given, begun[-1]))  # type: ignore[arg-type]
-    assert [step("rows", number, 0.5) for number in (8, 9, 10, 11)] == [
-        ("rows", 8, 0.5, "head"),
-        ("rows", 9, 0.5, "head"),
-        ("rows", 10, 0.5, "last:0.4"),
-        ("rows", 11, 0.5, "last:0.4"),
+    step: Any = StagedStep(three(), lambda stage, now: begun.append((stage.train, now)), lambda *given: (*given, begun[-1]))  # type: ignore[arg-type]
+    head, last, everything = ("head", False), ("last:0.4", True), ("all", False)
+    assert [step("rows", number, [0.5]) for number in (8, 9, 10, 11)] == [
+        ("rows", 8, [0.5], head),
+        ("rows", 9, [0.5], head),
+        ("rows", 10, [0.5], last),
+        ("rows", 11, [0.5], last),
     ]
-    assert begun == ["head", "last:0.4"]
+    assert begun == [head, last]
     step.enter(99)
-    assert begun == ["head", "last:0.4", "all"]
-    assert step("rows", 99, 0.5) == ("rows", 99, 0.5, "all")
-    assert begun == ["head", "last:0.4", "all"]
+    assert begun == [head, last, everything]
+    assert step("rows", 99, [0.5]) == ("rows", 99, [0.5], everything)
+    assert begun == [head, last, everything]

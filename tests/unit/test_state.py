@@ -49,7 +49,7 @@ class Run:
             norm, finite = self.update.apply(gradients, tf.constant(0.1))
             self.model.get_layer("norm").moving_mean.assign_add(tf.ones(self.model.get_layer("norm").moving_mean.shape))
             losses = tf.constant(generator.random(2), tf.float32)
-            self.record.add(StepOutput(losses, tf.fill([2, 2], 0.5), norm, finite))
+            self.record.add([StepOutput(losses, tf.fill([2, 2], 0.5), norm, finite)])
         return self
 
 

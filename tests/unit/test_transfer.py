@@ -45,7 +45,7 @@ def small() -> Iterator[None]:
 def models() -> dict[str, keras.Model]:
     """Our networks, built once; what a test leaves in them another overwrites."""
     return {
-        name: build_classifier(name, image_size=32, num_classes=CLASSES, dropout=0.2, total_steps=10, seed=0)
+        name: build_classifier(name, image_size=32, num_classes=CLASSES, dropout=0.2, seed=0)
         for name in ("cnn", *BACKBONE_LAYERS)
     }
 

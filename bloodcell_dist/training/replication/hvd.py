@@ -1,0 +1,75 @@
+"""Horovod: one process per device, started by `horovodrun`, `mpirun` or `srun`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from bloodcell_dist.cluster.environment import ProcessInfo
+from bloodcell_dist.cluster.lifeline import Lifeline
+from bloodcell_dist.errors import TrainingFailed, UserError
+from bloodcell_dist.training.replication.single import SingleDevice
+
+# Horovod's own limits. Ranks that share few cores import TensorFlow minutes apart, and one may compile much longer than
+# the others: a lost rank is noticed by the lifeline, so Horovod need not be impatient.
+_PATIENCE = {
+    "HOROVOD_GLOO_TIMEOUT_SECONDS": "600",
+    "HOROVOD_STALL_CHECK_TIME_SECONDS": "300",
+    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800",
+}
+
+
+class Horovod(SingleDevice):
+    """A replica per worker; gradients are summed by NCCL, MPI or Gloo, as Horovod was built."""
+
+    name = "horovod"
+
+    def __init__(self, process: ProcessInfo, lifeline: Lifeline | None) -> None:
+        super().__init__(process, lifeline)
+        self.num_replicas = self.world_size
+
+    def _reduce(self, flat: tf.Tensor) -> tf.Tensor:
+        import horovod.tensorflow as hvd
+
+        return hvd.allreduce(flat, op=hvd.Sum, name="gradients")
+
+    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
+        """Give every replica the chief's values, by Horovod's broadcast tree. A collective."""
+        import horovod.tensorflow as hvd
+
+        if self.world_size > 1:
+            hvd.broadcast_variables(list(variables), root_rank=0)
+
+
+def init(process: ProcessInfo) -> None:
+    """Meet the other processes. Raises UserError where Horovod is missing or does not fit the launcher."""
+    for name, value in _PATIENCE.items():
+        if int(os.environ.get(name, 0)) < int(value):
+            os.environ[name] = value
+    try:
+        import horovod.tensorflow as hvd
+    except ImportError as error:
+        raise UserError(
+            f"{process.launcher} started {process.world_size} processes, but Horovod for TensorFlow is not installed "
+            f"({str(error).splitlines()[0]}); run scripts/install_horovod.sh"
+        ) from None
+    try:
+        hvd.init()
+    except Exception as error:  # Horovod raises what its C++ part says, of several types
+        raise TrainingFailed(f"Horovod could not start: {error}") from error
+    if (hvd.rank(), hvd.size()) != (process.rank, process.world_size):
+        raise UserError(
+            f"the launcher ({process.launcher}) says rank {process.rank} of {process.world_size}, Horovod "
+            f"{hvd.rank()} of {hvd.size()}: this Horovod was built without what the launcher needs (mpirun needs MPI); "
+            "start with horovodrun, or build it anew with scripts/install_horovod.sh"
+        )
+
+
+def tell_address(address: bytes | None, size: int) -> bytes:
+    """The chief's bytes, at most `size`, on every worker."""
+    import horovod.tensorflow as hvd
+
+    padded = tf.io.decode_raw((address or b"").ljust(size), tf.uint8)
+    return bytes(hvd.broadcast(padded, root_rank=0, name="address").numpy()).rstrip()

@@ -72,28 +72,30 @@ class Session:
         self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
         self._born = time.monotonic()
         self._first_step = 0
-        with self.replication.scope():
-            self._build(weights)
+        self._build(weights)
 
     def _build(self, weights: Path | None) -> None:
         """Network, optimizer, step and evaluation."""
         settings, data = self.settings, self.data
-        self.model = build_classifier(
-            settings.model.backbone,
-            image_size=settings.data.image_size,
-            num_classes=len(data.train.class_names),
-            dropout=settings.model.dropout,
-            seed=settings.train.seed,
-            input_size=settings.model.input_size,
-            drop_path=settings.model.drop_path,
-        )
-        if weights is not None:
-            load_weights(self.model, weights, data.train.class_names)
-        self._depth = Depth(self.model)
         self._policy = self._augmentation()
         on, parts = settings.train.xla == "on", settings.train.xla in ("on", "parts")
         self._compile = Compile(model=on and self._policy.deterministic, parts=parts and self._policy.deterministic)
-        self._update = self._optimizer(parts)
+        # Only what every worker makes in the same order: with several, each variable made in here is a collective.
+        with self.replication.scope():
+            self.model = build_classifier(
+                settings.model.backbone,
+                image_size=settings.data.image_size,
+                num_classes=len(data.train.class_names),
+                dropout=settings.model.dropout,
+                seed=settings.train.seed,
+                input_size=settings.model.input_size,
+                drop_path=settings.model.drop_path,
+            )
+            self._depth = Depth(self.model)
+            self._update = self._optimizer(parts)
+        if weights is not None:
+            load_weights(self.model, weights, data.train.class_names)
+            self._update.restart_averages()
         self._step = Step(
             self._gradients(),
             self._update,

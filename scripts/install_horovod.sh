@@ -51,7 +51,7 @@ trap 'rm -rf "$work"' EXIT
 # ---- Python, TensorFlow and the Horovod that is there
 
 is_1() { [ "${!1:-}" = 1 ]; } # NAME: what Horovod takes for yes
-error() { grep -v '^ *$' "$work/errors" | "$1" -n 1 || true; } # head|tail
+error() { (grep -i 'error: ' "$work/errors" || cat "$work/errors") | "$1" -n 1; } # head|tail
 
 # Fills `fact` from a new process; fails where TensorFlow or a Horovod that is there does not work. Horovod starts by Gloo,
 # because MPI may refuse to outside a job, and Python in a folder of ours, because it would import what lies in the caller's.
@@ -276,15 +276,16 @@ if [ -z "$force" ] && wanted_is_there; then
 fi
 remove() { "${pip[@]}" uninstall --quiet --yes horovod; }
 log=$(mktemp "${TMPDIR:-/tmp}/horovod-XXXXXX.log")
-failed() { # MESSAGE
-    tail -n 40 "$log" >&2
-    stop 1 "$1 Above are the last lines of $log"
+failed() { # MESSAGE. The compiler's errors stand before pip's traceback.
+    sed '/^ *Traceback (most/,$d' "$log" | tail -n 30 | cut -c 1-300 >&2
+    stop 1 "$1"$'\n'"Above are the last lines of $log"
 }
 
 echo "Building: 2 minutes on 2 cores, longer with NCCL"
 if [ "${lacking[0]:-}" = pip ]; then # environments made by uv have none, and Debian's Python cannot make it
+    links=${PIP_FIND_LINKS:-}
     "$python" -m ensurepip >>"$log" 2>&1 || uv pip install --python "$python" ${PIP_NO_INDEX:+--no-index} \
-        ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} pip >>"$log" 2>&1 ||
+        ${links:+--find-links "${links// /,}"} pip >>"$log" 2>&1 ||
         failed "$python has no pip, and it could not be installed."
 fi
 [ -z "$state" ] || remove # whatever becomes of the build
@@ -298,7 +299,7 @@ fi
 
 if ! look || [ -z "${fact[there]}" ]; then
     remove
-    failed "Horovod was built, but not for TensorFlow, or it does not work, and was removed again: $(error tail)."
+    failed "Horovod was built, but not for TensorFlow, or it does not work, and was removed again. $(error tail)."
 fi
 echo "Installed: Horovod ${fact[release]}, with ${fact[built]}"
 wanted_is_there || failed "It works, but is not what was wanted: $version with ${wanted[*]}."

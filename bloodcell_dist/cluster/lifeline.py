@@ -150,7 +150,7 @@ class Lifeline:
         """Wait for something, and see to all that there is."""
         for peer in self._present():
             self._await(peer)
-        ready = self._selector.select(max(0.0, self._beat_at - time.monotonic()))
+        ready = self._selector.select(max(0.0, self._due_at() - time.monotonic()))
         self._move_clock()
         for key, _ in ready:
             if key.data is None:
@@ -162,6 +162,10 @@ class Lifeline:
         if not self._over.is_set():
             self._beat()
             self._judge()
+
+    def _due_at(self) -> float:
+        """When there is something to do though nothing comes."""
+        return self._beat_at
 
     def _present(self) -> list[Peer]:
         return [peer for peer in self._peers if not peer.gone]
@@ -307,6 +311,9 @@ class Chief(Lifeline):
             verdict = self._verdict = _Verdict(ending, own, now + grace_s)
         if verdict.ending.clear and self._has_failed:
             verdict.at = now
+
+    def _due_at(self) -> float:
+        return self._beat_at if self._verdict is None else min(self._beat_at, self._verdict.at)
 
     def _judge(self) -> None:
         if self._verdict is not None and time.monotonic() >= self._verdict.at:

@@ -287,7 +287,7 @@ class Door:
         ranks = ", ".join(map(str, sorted(self._missing)))
         return TrainingFailed(
             f"rank 0 on {self._hostname}: {'ranks' if self._missing else 'rank'} {ranks} did not connect to "
-            f"{_places(self.address)} within {wait_s:.0f} s; {_FIREWALL}"
+            f"{_places(self.address)} within {wait_s:g} s; {_FIREWALL}"
         )
 
 

@@ -73,6 +73,11 @@ class Update:
         self._active = list(active)
         self.apply = tf.function(self._apply, jit_compile=self._xla or None, autograph=False)
 
+    def restart_averages(self) -> None:
+        """Let the averages begin at the weights as they are now."""
+        for average, weight in zip(self.averages, self.weights, strict=False):  # none without EMA
+            average.assign(weight.read_value())
+
     def state(self) -> dict[str, tf.Variable]:
         """Everything a checkpoint must hold besides the weights, by name."""
         state = {

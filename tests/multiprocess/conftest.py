@@ -83,6 +83,11 @@ class Launched:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
             process.wait()
+        for reader in self._readers:
+            reader.join(10)
+        for process in self.processes:
+            assert process.stdout is not None
+            process.stdout.close()
 
 
 def _environment(threads: int | None) -> dict[str, str]:
@@ -130,33 +135,56 @@ def horovodrun() -> str:
     pytest.skip(reason)
 
 
-@pytest.fixture
-def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Launched]]:
-    """launch(world, command, threads=1): starts `python …` under the world's launcher, in an empty working folder.
+class Launcher:
+    """launch(world, command, threads=1): starts `python …` under the world's launcher."""
 
-    Whatever still runs when the test ends is killed.
-    """
-    started: list[Launched] = []
+    def __init__(self, request: pytest.FixtureRequest, folder: Path) -> None:
+        self._request, self._folder = request, folder
+        self._started: list[Launched] = []
 
-    def start(world: World, arguments: Sequence[Any], threads: int | None = 1, cwd: Path = tmp_path) -> Launched:
+    def __call__(self, world: World, arguments: Sequence[Any], threads: int | None = 1) -> Launched:
         command, env = [sys.executable, *map(str, arguments)], _environment(threads)
         if world.kind == "horovod":
-            program = request.getfixturevalue("horovodrun")
-            processes = [_start([program, "-np", str(world.replicas), *command], env, cwd)]
+            program = self._request.getfixturevalue("horovodrun")
+            processes = [_start([program, "-np", str(world.replicas), *command], env, self._folder)]
         elif world.kind == "multiworker":
             workers = [f"127.0.0.1:{port}" for port in _free_ports(world.replicas)]
             processes = []
             for index in range(world.replicas):
                 config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-                processes.append(_start(command, env | {"TF_CONFIG": json.dumps(config)}, cwd))
+                processes.append(_start(command, env | {"TF_CONFIG": json.dumps(config)}, self._folder))
         else:
-            processes = [_start(command, env, cwd)]
-        started.append(Launched(processes))
-        return started[-1]
+            processes = [_start(command, env, self._folder)]
+        self._started.append(Launched(processes))
+        return self._started[-1]
 
-    yield start
-    for launched in started:
-        launched.kill()
+    def kill(self) -> None:
+        """End whatever still runs."""
+        for launched in self._started:
+            launched.kill()
+
+
+@pytest.fixture
+def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Launcher]:
+    """Starts processes in an empty working folder."""
+    launcher = Launcher(request, tmp_path)
+    yield launcher
+    launcher.kill()
+
+
+@pytest.fixture(scope="module")
+def launch_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """launch_once(work): work(launch, folder) with an empty folder; for what the tests of a module share."""
+
+    def once(work: Callable[[Launcher, Path], Any]) -> Any:
+        folder = tmp_path_factory.mktemp("shared")
+        launcher = Launcher(request, folder)
+        try:
+            return work(launcher, folder)
+        finally:
+            launcher.kill()
+
+    return once
 
 
 @pytest.fixture(scope="session")

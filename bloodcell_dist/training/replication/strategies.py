@@ -79,7 +79,8 @@ def mirrored(process: ProcessInfo, devices: int | None) -> Mirrored:
     if not gpus:
         count = devices or 1
         cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+        if len(tf.config.get_logical_device_configuration(cpu) or [None]) != count:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     kind, count = ("GPU", devices or len(gpus)) if gpus else ("CPU", devices or 1)
     strategy = tf.distribute.MirroredStrategy([f"{kind}:{number}" for number in range(count)])
     return Mirrored("mirrored", strategy, process)

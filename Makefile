@@ -3,6 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED = $(VENV)/installed-$(EXTRAS)
+HOROVOD := $(VENV)/horovod-built
 DEMO := runs/demo
 
 # `make venv EXTRAS=gpu,test` installs other extras of setup.cfg too; a change of them installs anew.
@@ -17,18 +18,20 @@ PROBE := import sys; assert (3, 11) <= sys.version_info < (3, 13) $(if $(UV),,; 
 # Two processes, a file or class of tests at a time: what it builds once is shared by its tests.
 WORKERS ?= -n 2 --dist loadscope
 
-.PHONY: help venv demo test fast lint format lock clean
+.PHONY: help venv horovod demo test fast lint format lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 venv: $(INSTALLED) ## make .venv and install the package in it, with the versions of constraints.txt
 
+horovod: $(HOROVOD) ## build Horovod in .venv, with NCCL and MPI where they are (minutes; needs g++)
+
 demo: $(INSTALLED) ## train on the built-in synthetic cells and write a report (minutes)
 	$(BIN)/bloodcell-dist train --config configs/demo.yaml --run-dir $(DEMO)
 	@echo "The report: $(DEMO)/report.html"
 
-test: lint ## all checks and all tests
+test: lint $(HOROVOD) ## all checks and all tests, those under real processes too
 	$(BIN)/python -m pytest $(WORKERS)
 
 fast: $(INSTALLED) ## the tests that take seconds
@@ -63,4 +66,10 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	        exit 1; fi; \
 	fi
 	$(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install) -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+# After every installation, which may have changed TensorFlow: the script knows whether there is something to do.
+# Horovod's build reads MAKEFLAGS, and this make's are not meant for it.
+$(HOROVOD): $(INSTALLED) scripts/install_horovod.sh
+	MAKEFLAGS= scripts/install_horovod.sh $(BIN)/python
 	@touch $@

@@ -7,7 +7,6 @@ past launchers that change exit statuses (horovodrun makes 1 of any).
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import platform
 import sys
@@ -20,8 +19,6 @@ from bloodcell_dist.cluster.lifeline import Ending, Lifeline
 from bloodcell_dist.errors import Preempted, RunEnded, exit_status_of, is_disk_full
 from bloodcell_dist.training.replication import Joined, join
 
-log = logging.getLogger(__name__)
-
 
 def this_process() -> ProcessInfo:
     """Who this process is among those of its launcher. Raises UserError for an environment that makes no sense."""
@@ -32,29 +29,38 @@ def this_process() -> ProcessInfo:
 def launched(process: ProcessInfo) -> Iterator[Joined]:
     """Joined to the others while inside; leaves together with them.
 
-    An exception that leaves the block ends all ranks. On other ranks than the chief it becomes SystemExit with the
-    same status, so that it is told once.
+    On other ranks than the chief an exception becomes SystemExit with the same status, so that it is told once.
     """
     runtime.find_devices()
     with runtime.silenced():  # gRPC and XLA announce themselves
         joined = join(process, os.environ)
     lifeline = joined.workers.lifeline
-    if lifeline is None:
-        if joined.problem is not None:
-            raise joined.problem
-        yield joined
-        return
-    lifeline.on_end = _tell
+    if lifeline is not None:
+        lifeline.on_end = _tell
     try:
-        if joined.problem is not None:
-            raise joined.problem
         yield joined
     except BaseException as error:
-        _end_all(lifeline, error)
         if joined.workers.is_chief:
             raise
         raise SystemExit(exit_status_of(error)) from error
-    lifeline.leave()
+    if lifeline is not None:
+        lifeline.leave()
+
+
+@contextlib.contextmanager
+def ending_together(joined: Joined) -> Iterator[None]:
+    """An exception that leaves the block ends all ranks, before anything is written about it on this one.
+
+    It may be the echo of a lost rank, an aborted collective: then that rank is named, and this process ended, in here.
+    """
+    try:
+        if joined.problem is not None:
+            raise joined.problem
+        yield
+    except BaseException as error:
+        if joined.workers.lifeline is not None:
+            _end_all(joined.workers.lifeline, error)
+        raise
 
 
 def _end_all(lifeline: Lifeline, error: BaseException) -> None:
@@ -69,5 +75,4 @@ def _end_all(lifeline: Lifeline, error: BaseException) -> None:
 
 def _tell(ending: Ending) -> None:
     """The last words of a process whose main thread is stuck or busy."""
-    log.error(ending.message, extra={"file_only": True})
     print(f"bloodcell-dist: {ending.message}", file=sys.stderr, flush=True)

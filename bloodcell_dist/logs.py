@@ -80,14 +80,25 @@ def silence() -> Iterator[None]:
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Append the package's log to a file while inside, beginning with what was said before."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = _file_handler(path)
     logging.getLogger(PACKAGE).removeHandler(_early)
     for record in _early.records:
         handler.emit(record)
     _early.records.clear()
     with contextlib.closing(handler), _attached(handler):
         yield
+
+
+def append_error(path: Path, message: str) -> None:
+    """Write one line to a log file that another process, or another thread of this one, may have open."""
+    with contextlib.closing(_file_handler(path)) as handler:
+        handler.emit(logging.LogRecord(PACKAGE, logging.ERROR, __file__, 0, "%s", (message,), None))
+
+
+def _file_handler(path: Path) -> logging.FileHandler:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return handler
 
 
 @contextlib.contextmanager

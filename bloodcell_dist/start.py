@@ -190,6 +190,13 @@ def record_ending(run: RunDir, exit_status: int, message: str) -> None:
         atomic_write_json(run.status, {"state": state, "exit_status": exit_status, "message": message})
 
 
+def record_loss(run: RunDir, exit_status: int, message: str) -> None:
+    """Say in the log and in status.json why this process is ended in mid-step; on another rank if the chief is lost."""
+    with contextlib.suppress(OSError):
+        logs.append_error(run.log, message)
+    record_ending(run, exit_status, message)
+
+
 @contextlib.contextmanager
 def _recorded_ending(run: RunDir) -> Iterator[None]:
     """Keep status.json: launchers change exit statuses, this file carries the reason past them."""

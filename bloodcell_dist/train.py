@@ -18,7 +18,7 @@ from bloodcell_dist.conclusion import conclude
 from bloodcell_dist.config import load_settings
 from bloodcell_dist.initial_weights import initial_weights
 from bloodcell_dist.models import imagenet
-from bloodcell_dist.launch import launched, this_process
+from bloodcell_dist.launch import ending_together, launched, this_process
 from bloodcell_dist.resolve import Machine
 from bloodcell_dist.session import Session
 from bloodcell_dist.start import (
@@ -28,7 +28,7 @@ from bloodcell_dist.start import (
     check_same_cells,
     load_data,
     open_run,
-    record_ending,
+    record_loss,
     repeatable,
     run_folder,
     settle,
@@ -46,7 +46,7 @@ def train(options: argparse.Namespace, joined: Joined) -> None:
     Every worker runs this. Only the chief reads what it goes by and writes what it leaves; the others are told.
     """
     stop, workers = StopRequest(), joined.workers
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, ending_together(joined):
         # 1. What is asked for, what `auto` means on this machine, and which run that is.
         machine = runtime.look_at_machine(workers.process)
         mine = _open(stack, options, machine) if workers.is_chief else None
@@ -57,7 +57,7 @@ def train(options: argparse.Namespace, joined: Joined) -> None:
             return
 
         # 2. The way to run. From now on status.json tells whatever happens.
-        joined.go_by(settings.distribute.timeout_s, lambda ending: record_ending(run, ending.exit_status, ending.message))
+        joined.go_by(settings.distribute.timeout_s, lambda ending: record_loss(run, ending.exit_status, ending.message))
         runtime.set_up_xla(settings.train.xla_cache_dir)
         replication = replicate(
             joined,

@@ -37,11 +37,13 @@ for argument in "$@"; do
 done
 [ -n "$python" ] || ! [ -x "$root/.venv/bin/python" ] || python=$root/.venv/bin/python
 python=${python:-python3}
-found=$(command -v "$python") || stop 2 "There is no $python. Name a Python with TensorFlow $tensorflow: ${usage%%$'\n'*}"
+found=$(command -v "$python") ||
+    stop 2 "There is no $python. Name a Python with TensorFlow $tensorflow: ${usage%%$'\n'*}"
 case $found in /*) python=$found ;; *) python=$PWD/$found ;; esac
 source=${HOROVOD_SOURCE:-horovod==$version}
 [ -z "${HOROVOD_SOURCE:-}" ] || [ -f "$source" ] || stop 2 "HOROVOD_SOURCE names no file: $source"
-[ -z "${HOROVOD_WITHOUT_TENSORFLOW:-}" ] || stop 2 "HOROVOD_WITHOUT_TENSORFLOW is set; unset it: this is for TensorFlow."
+[ -z "${HOROVOD_WITHOUT_TENSORFLOW:-}" ] ||
+    stop 2 "HOROVOD_WITHOUT_TENSORFLOW is set; unset it: this is for TensorFlow."
 
 # Horovod's build fails in folders with spaces, so its own has none.
 work=$(mktemp -d)
@@ -53,8 +55,8 @@ trap 'rm -rf "$work"' EXIT
 is_1() { [ "${!1:-}" = 1 ]; } # NAME: what Horovod takes for yes
 error() { (grep -i 'error: ' "$work/errors" || cat "$work/errors") | "$1" -n 1; } # head|tail
 
-# Fills `fact` from a new process; fails where TensorFlow or a Horovod that is there does not work. Horovod starts by Gloo,
-# because MPI may refuse to outside a job, and Python in a folder of ours, because it would import what lies in the caller's.
+# Fills `fact` from a new process; fails where TensorFlow or a Horovod that is there does not work. Horovod starts by
+# Gloo, because MPI may refuse to outside a job, and Python in a folder of ours, or it would import from the caller's.
 declare -A fact
 look() {
     local key value status=0
@@ -159,14 +161,9 @@ for framework in PYTORCH MXNET; do
     is_1 "HOROVOD_WITH_$framework" || prefer "HOROVOD_WITHOUT_$framework" 1
 done
 
-# Horovod compiles with HOROVOD_CUDA_HOME and asks the nvcc on PATH for its architectures: let them be one.
 cuda=${HOROVOD_CUDA_HOME:-${CUDA_HOME:-}}
-if [ -n "$cuda" ]; then
-    PATH=$cuda/bin:$PATH
-    prefer HOROVOD_CUDA_HOME "$cuda"
-elif nvcc=$(command -v nvcc); then
-    cuda=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
-fi
+nvcc=$(command -v "${cuda:+$cuda/bin/}nvcc" || true)
+[ -n "$cuda" ] || [ -z "$nvcc" ] || cuda=$(dirname "$(dirname "$(readlink -f "$nvcc")")")
 
 find_nccl() { # sets nccl, nccl_lib; NCCL_HOME and NCCL_ROOT are set by clusters' modules, TensorFlow's own comes by pip
     local places=("${HOROVOD_NCCL_HOME:-}")
@@ -183,20 +180,27 @@ gpu=''
 for name in "${!HOROVOD_GPU_@}"; do gpu+="${gpu:+, }$name=${!name}"; done
 if [ -n "$gpu" ]; then
     case $gpu in *=NCCL*) tell NCCL yes "$gpu" ;; *) tell NCCL no "$gpu" ;; esac
-elif ! command -v nvcc >/dev/null; then
-    tell NCCL no "no nvcc; load the cluster's CUDA module or set CUDA_HOME"
+elif [ -z "$nvcc" ]; then
+    tell NCCL no "no ${cuda:+$cuda/bin/}nvcc; load the cluster's CUDA module or set CUDA_HOME"
+elif [ ! -f "$cuda/include/cuda_runtime.h" ] && [ ! -f "$cuda/targets/$(uname -m)-linux/include/cuda_runtime.h" ]; then
+    tell NCCL no "no CUDA headers in $cuda; set CUDA_HOME"
 elif [ -z "${fact[cuda]}" ]; then
     tell NCCL no "this TensorFlow is built without CUDA"
-elif ! [[ $(nvcc --version) =~ release\ ([0-9]+) && ${BASH_REMATCH[1]} = "${fact[cuda]%%.*}" ]]; then
-    # One newer than the driver would fail when the training starts: TensorFlow brings its own, Horovod takes this one.
-    tell NCCL no "nvcc is of CUDA ${BASH_REMATCH[1]:-unknown}, TensorFlow of ${fact[cuda]}; load that CUDA module or set CUDA_HOME"
+elif ! [[ $("$nvcc" --version) =~ release\ ([0-9]+) && ${BASH_REMATCH[1]} = "${fact[cuda]%%.*}" ]]; then
+    # The driver suits TensorFlow's CUDA. Horovod is linked to this one, and of a newer one would fail in the first step.
+    tell NCCL no "nvcc is of CUDA ${BASH_REMATCH[1]:-?}, TensorFlow of ${fact[cuda]}; load such a module or set CUDA_HOME"
 elif ! find_nccl; then
     tell NCCL no "no nccl.h and libnccl; set HOROVOD_NCCL_HOME"
-elif ! compiles nccl.h nvcc -x cu -I "$nccl/include"; then
+elif ! compiles nccl.h "$nvcc" -x cu -I "$nccl/include"; then
     tell NCCL no "nvcc does not compile: $(error head)"
 else
     tell NCCL yes "$nccl_lib"
     prefer HOROVOD_GPU_OPERATIONS NCCL
+fi
+if wants nccl && [ -n "$nvcc" ]; then
+    # Horovod compiles with the nvcc of this variable, and asks the one on PATH for its architectures.
+    prefer HOROVOD_CUDA_HOME "$cuda"
+    settings+=("PATH=$cuda/bin:$PATH")
 fi
 if wants nccl && [ -z "${HOROVOD_NCCL_LIB:-}" ] && find_nccl; then
     if [ -f "$nccl_lib/libnccl.so" ] || [ -f "$nccl_lib/libnccl_static.a" ]; then
@@ -247,7 +251,7 @@ wanted_is_there() {
 builder=$python
 if [[ ${fact[library]} == *[[:space:]]* ]]; then # Horovod cannot; through a link it sees none
     [[ ${fact[library]} == "${fact[prefix]}"/* && ${fact[executable]} == "${fact[prefix]}"/* ]] ||
-        stop 2 "Horovod cannot be built against a TensorFlow in a folder with spaces, unless in PYTHON's: ${fact[library]}"
+        stop 2 "Horovod cannot be built against a TensorFlow in a folder with spaces outside PYTHON's: ${fact[library]}"
     ln -s "${fact[prefix]}" "$work/env"
     builder=$work/env${fact[executable]#"${fact[prefix]}"}
 fi

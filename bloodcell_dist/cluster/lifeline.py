@@ -7,6 +7,7 @@ main thread is stuck in. A rank that is lost gets named, and all the others end.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -129,7 +130,8 @@ class Lifeline:
 
     def _order(self, order: Callable[[], None]) -> None:
         self._orders.append(order)
-        self._button.send(b"!")
+        with contextlib.suppress(OSError):  # it is just over
+            self._button.send(b"!")
 
     # ---- the watching thread
 
@@ -149,7 +151,8 @@ class Lifeline:
     def _turn(self) -> None:
         """Wait for something, and see to all that there is."""
         for peer in self._present():
-            self._await(peer)
+            if peer.connection.pending or peer.awaited:
+                self._await(peer)
         ready = self._selector.select(max(0.0, self._due_at() - time.monotonic()))
         self._move_clock()
         for key, _ in ready:
@@ -160,7 +163,6 @@ class Lifeline:
         while self._orders and not self._over.is_set():
             self._orders.popleft()()
         if not self._over.is_set():
-            self._beat()
             self._judge()
 
     def _due_at(self) -> float:
@@ -171,12 +173,11 @@ class Lifeline:
         return [peer for peer in self._peers if not peer.gone]
 
     def _await(self, peer: Peer) -> None:
-        """Send more of what waits for this peer; what still does then wakes the thread when it can be sent."""
-        if peer.connection.pending:
-            peer.connection.flush()
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.connection.pending else 0)
-        if self._selector.get_key(peer.connection).events != events:
-            self._selector.modify(peer.connection, events, peer)
+        """Send more of what waits for this peer; if not all goes, be woken when more can."""
+        peer.connection.flush()
+        peer.awaited = peer.connection.pending
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.awaited else 0)
+        self._selector.modify(peer.connection, events, peer)
 
     @property
     def _tick_s(self) -> float:
@@ -203,16 +204,14 @@ class Lifeline:
         for message in messages:
             self._hear(peer, message)
 
-    def _beat(self) -> None:
+    def _judge(self) -> None:
+        """At every beat: show that this rank lives, and look whether the others do."""
         if time.monotonic() < self._beat_at:
             return
         self._beat_at = time.monotonic() + self._tick_s
         for peer in self._present():
-            if not peer.connection.pending:
+            if not peer.connection.pending:  # else it hears of this rank anyway
                 peer.connection.put(Kind.BEAT)
-
-    def _judge(self) -> None:
-        for peer in self._present():
             silence = self._clock - peer.heard
             if silence > SILENCE * self.timeout_s:
                 how = f"nothing heard of it for {silence:.0f} s (stopped, hung, or cut off from the network?)"
@@ -221,8 +220,9 @@ class Lifeline:
     def _say(self, ending: Ending) -> None:
         """In a thread of its own, so that neither an exception nor a dead file system keeps this one from the end."""
         saying = threading.Thread(target=self.on_end, args=(ending,), daemon=True)
-        saying.start()
-        saying.join(SAY_S)
+        with contextlib.suppress(RuntimeError):  # there are no more threads to be had
+            saying.start()
+            saying.join(SAY_S)
 
     # ---- what chief and members do differently
 

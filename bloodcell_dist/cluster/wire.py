@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bloodcell_dist.errors import TrainingFailed
 
@@ -187,6 +187,7 @@ class Peer:
     heard: float = 0.0  # when, on the clock of who watches it
     failed: bool = False  # it said so
     gone: bool = False  # the connection has ended
+    awaited: bool = False  # who watches it waits until more can be sent
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host} (process {self.pid})"
@@ -217,20 +218,20 @@ class Address(NamedTuple):
 
     def introduce(self, connection: Connection, kind: Kind, rank: int, host: str) -> None:
         """Say who this process is."""
-        who = {"token": self._half(kind), "rank": rank, "host": host, "pid": os.getpid()}
-        connection.put(kind, json.dumps(who).encode())
+        who = {"rank": rank, "host": host, "pid": os.getpid()}
+        connection.put(kind, self._half(kind) + json.dumps(who).encode())
 
     def recognise(self, connection: Connection, message: Message, kind: Kind) -> Peer:
         """Who said that. Raises ConnectionError if it is none of this run."""
-        who: dict[str, Any] = json.loads(message.payload) if message.kind == kind else {}
-        if not secrets.compare_digest(who.pop("token", ""), self._half(kind)):
+        half = self._half(kind)
+        if message.kind != kind or not secrets.compare_digest(message.payload[: len(half)], half):
             raise ConnectionError("it belongs to another run")
         connection.limit = sys.maxsize
-        return Peer(**who, connection=connection)
+        return Peer(**json.loads(message.payload[len(half) :]), connection=connection)
 
-    def _half(self, kind: Kind) -> str:
+    def _half(self, kind: Kind) -> bytes:
         middle = len(self.token) // 2
-        return self.token[:middle] if kind == Kind.WELCOME else self.token[middle:]
+        return (self.token[:middle] if kind == Kind.WELCOME else self.token[middle:]).encode()
 
 
 class Door:
@@ -276,7 +277,7 @@ class Door:
                 return []
             peer = self.address.recognise(connection, message, Kind.HELLO)
             self._missing.remove(peer.rank)
-        except (OSError, ValueError, TypeError, LookupError):  # a stranger, who may say anything
+        except (OSError, KeyError):  # a stranger, or a second one of this rank
             selector.unregister(connection)
             connection.close()
             return []
@@ -286,7 +287,7 @@ class Door:
     def _alone(self, wait_s: float) -> TrainingFailed:
         ranks = ", ".join(map(str, sorted(self._missing)))
         return TrainingFailed(
-            f"rank 0 on {self._hostname}: {'ranks' if self._missing else 'rank'} {ranks} did not connect to "
+            f"rank 0 on {self._hostname}: rank{'s' if len(self._missing) > 1 else ''} {ranks} did not connect to "
             f"{_places(self.address)} within {wait_s:g} s; {_FIREWALL}"
         )
 
@@ -312,7 +313,7 @@ def _find_chief(address: Address, rank: int, hostname: str, wait_s: float) -> Pe
         for host in address.hosts:
             try:
                 return _try_host(address, host)
-            except (OSError, ValueError, TypeError) as failure:  # a stranger, who may say anything
+            except (OSError, UnicodeError) as failure:  # or it is no name that could be one
                 reason = failure
         if time.monotonic() > deadline:
             raise TrainingFailed(

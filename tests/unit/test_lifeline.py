@@ -246,9 +246,17 @@ def test_a_stopped_rank_is_named_and_all_others_end_within_the_time(lost: int) -
         check_stopped(ranks, lost, started)
 
 
+def test_a_stopped_rank_that_goes_on_when_all_is_over_ends_without_a_word() -> None:
+    with running("hang()", 2, timeout_s=1) as ranks:
+        ranks.send(1, signal.SIGSTOP)
+        assert ranks.end(0)[0] == 3
+        ranks.send(1, signal.SIGCONT)
+        assert ranks.end(1) == (3, [])
+
+
 def check_stopped(ranks: Ranks, lost: int, started: float) -> None:
     ends = {rank: ranks.end(rank) for rank in range(3) if rank != lost}
-    assert 1 < time.monotonic() - started < 2.2  # seconds; others may need the cores too
+    assert 1 < time.monotonic() - started < 2.5  # seconds; half a second for slow cores
     ranks.send(lost, signal.SIGKILL)
     ends[lost] = ranks.end(lost)
     check_loss([ends[rank] for rank in range(3)], lost, ranks.lost(lost, SILENT))
@@ -272,10 +280,10 @@ hang()
 
 
 def test_a_run_that_is_suspended_as_a_whole_goes_on_afterwards() -> None:
-    with running("sys.stdin.readline(); line.exchange(b''); line.leave(); print('done')", timeout_s=0.5) as ranks:
+    with running("sys.stdin.readline(); line.exchange(b''); line.leave(); print('done')", timeout_s=1) as ranks:
         for rank in range(3):
             ranks.send(rank, signal.SIGSTOP)
-        time.sleep(0.8)
+        time.sleep(1.2)
         for rank in range(3):
             ranks.send(rank, signal.SIGCONT)
             ranks.write(rank, "\n")
@@ -284,11 +292,11 @@ def test_a_run_that_is_suspended_as_a_whole_goes_on_afterwards() -> None:
 
 def test_the_time_can_be_changed_later() -> None:
     change = "line.timeout_s = 60; print('changed', flush=True); sys.stdin.readline(); line.exchange(b''); line.leave()"
-    with running(change, timeout_s=0.5) as ranks:
+    with running(change, timeout_s=1) as ranks:
         for rank in range(3):
             assert ranks.line(rank) == "changed\n"
         ranks.send(1, signal.SIGSTOP)
-        time.sleep(0.8)
+        time.sleep(1.2)
         ranks.send(1, signal.SIGCONT)
         for rank in range(3):
             ranks.write(rank, "\n")
@@ -369,10 +377,10 @@ print("left", time.monotonic(), flush=True)
 
 
 def test_all_wait_for_a_slow_chief() -> None:
-    with running(LEAVING, timeout_s=0.5) as ranks:
+    with running(LEAVING, timeout_s=1) as ranks:
         for rank in (1, 2):
             assert ranks.line(rank) == "leaving\n"
-        time.sleep(0.8)  # longer than silence may last
+        time.sleep(1.2)  # longer than silence may last
         called = time.monotonic()
         ranks.write(0, "\n")
         ends = ranks.ends()
@@ -432,7 +440,7 @@ def test_a_rank_of_another_run_is_refused(place: int, message: str) -> None:
     [
         b"GET / HTTP/1.1\r\n\r\n",
         struct.pack("!BQ", wire.Kind.HELLO, 1 << 40),
-        struct.pack("!BQ", wire.Kind.HELLO, 2) + b"[]",
+        struct.pack("!BQ", wire.Kind.HELLO, 0),
         struct.pack("!BQ", wire.Kind.HELLO, 4) + b"\xff{,,",
         struct.pack("!BQ", wire.Kind.BEAT, 0),
         b"",
@@ -466,6 +474,11 @@ def test_ranks_that_do_not_come_are_named() -> None:
         listener.accept(0.3)
     assert "rank 0 on localhost: ranks 2, 3 did not connect to localhost, " in str(caught.value)
     assert "within 0.3 s; is a firewall between the nodes?" in str(caught.value)
+
+
+def test_a_rank_that_does_not_come_is_named() -> None:
+    with pytest.raises(TrainingFailed, match="rank 0 on localhost: rank 1 did not connect to .* within 0.1 s"):
+        listen(2, "localhost").accept(0.1)
 
 
 def test_a_chief_that_cannot_be_reached_is_named_with_all_its_addresses() -> None:

@@ -1,0 +1,109 @@
+"""A rank that is killed or stopped brings the others down, named and in time; the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bloodcell_dist.rundir import RunDir
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+TIMEOUT_S = 8.0
+SETTINGS = (
+    "data.source=synthetic",
+    "data.synthetic_examples=400",
+    "data.image_size=48",
+    "model.backbone=cnn",
+    "optimizer.ema_decay=null",
+    "train.global_batch_size=24",
+    "train.epochs=40",
+    "checkpoint.every_steps=2",
+    "evaluate.bootstrap=0",
+    f"distribute.timeout_s={TIMEOUT_S:g}",
+)
+
+
+def command(run: Path, cache: Path, *more: str) -> list[str]:
+    overrides = [part for setting in (*SETTINGS, f"data.cache_dir={cache}", *more) for part in ("--set", setting)]
+    return ["-m", "bloodcell_dist.train", "--run-dir", str(run), *overrides]
+
+
+def wait_for_step(run: Path, step: int, launched: Any) -> None:
+    deadline = time.monotonic() + 240
+    while not any(path.name >= f"step-{step:08d}" for path in (run / "checkpoints").glob("step-*")):
+        assert any(process.poll() is None for process in launched.processes), launched.text
+        assert time.monotonic() < deadline, launched.text
+        time.sleep(0.02)
+
+
+def rank_processes(run: Path) -> dict[int, int]:
+    """Rank to process id of every rank that trains into a folder."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = dict(part.split(b"=", 1) for part in (folder / "environ").read_bytes().split(b"\0") if b"=" in part)
+        except OSError:
+            continue
+        if str(run).encode() not in arguments or not Path(arguments[0].decode()).name.startswith("python"):
+            continue
+        if b"-np" in arguments:
+            continue  # the launcher
+        if b"HOROVOD_RANK" in environment:
+            found[int(environment[b"HOROVOD_RANK"])] = int(folder.name)
+        elif b"TF_CONFIG" in environment:
+            found[json.loads(environment[b"TF_CONFIG"])["task"]["index"]] = int(folder.name)
+    return found
+
+
+def is_running(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["KILL", "STOP"])
+@pytest.mark.parametrize(("kind", "victim"), [("horovod", 1), ("multiworker", 1), ("multiworker", 0)])
+def test_the_others_end_in_time_and_the_same_command_goes_on(
+    kind: str, victim: int, name: str, launch: Callable[..., Any], world: Any, tmp_path: Path
+) -> None:
+    run, cache = RunDir(tmp_path / "run"), tmp_path / "cache"
+    launched = launch(world(kind, 2), command(run.path, cache))
+    wait_for_step(run.path, 5, launched)
+    processes = rank_processes(run.path)
+    assert set(processes) == {0, 1}
+
+    os.kill(processes[victim], getattr(signal, f"SIG{name}"))
+    started = time.monotonic()
+    while is_running(processes[1 - victim]):
+        assert time.monotonic() < started + 60, launched.text
+        time.sleep(0.02)
+    seconds = time.monotonic() - started
+    print(f"{kind}, SIG{name} of rank {victim}: the other ended after {seconds:.1f} s")
+    survivors = [process for process in launched.processes if process.pid != processes[victim]]
+    statuses = {process.wait(60) for process in survivors}  # under horovodrun, the launcher's
+    launched.kill()
+    assert seconds < (TIMEOUT_S if name == "STOP" else 2)
+    assert statuses == ({3} if kind == "multiworker" else {1})
+    message = rf"rank {victim} on \S+ \(process {processes[victim]}\) was lost"
+    assert len(re.findall(message, launched.text)) == 1, launched.text
+    status = json.loads(run.status.read_text())
+    assert status["exit_status"] == 3 and re.match(message, status["message"])
+    assert f"rank {victim} on" in run.log.read_text()
+
+    last = max(int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*"))
+    again = launch(world(kind, 2), command(run.path, cache, "checkpoint.every_steps=1"))
+    wait_for_step(run.path, last + 2, again)
+    assert f"continues after step {last} of" in again.text
+    again.kill()

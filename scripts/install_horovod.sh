@@ -187,8 +187,8 @@ elif [ ! -f "$cuda/include/cuda_runtime.h" ] && [ ! -f "$cuda/targets/$(uname -m
 elif [ -z "${fact[cuda]}" ]; then
     tell NCCL no "this TensorFlow is built without CUDA"
 elif ! [[ $("$nvcc" --version) =~ release\ ([0-9]+) && ${BASH_REMATCH[1]} = "${fact[cuda]%%.*}" ]]; then
-    # The driver suits TensorFlow's CUDA. Horovod is linked to this one, and of a newer one would fail in the first step.
-    tell NCCL no "nvcc is of CUDA ${BASH_REMATCH[1]:-?}, TensorFlow of ${fact[cuda]}; load such a module or set CUDA_HOME"
+    # The driver suits TensorFlow's CUDA. Horovod is linked to nvcc's, and with a newer one fails in the first step.
+    tell NCCL no "nvcc is of CUDA ${BASH_REMATCH[1]:-?}, TensorFlow of ${fact[cuda]}; load such a module, set CUDA_HOME"
 elif ! find_nccl; then
     tell NCCL no "no nccl.h and libnccl; set HOROVOD_NCCL_HOME"
 elif ! compiles nccl.h "$nvcc" -x cu -I "$nccl/include"; then

@@ -35,9 +35,6 @@ def predict(
 ) -> np.ndarray:
     """Probabilities float32 [N, C] for images uint8 [N, H, W, 3], on every worker; UserError if there are none.
 
-    Small sets, or a replica's small share of one, take a smaller batch, so that a handful of cells does not cost a full
-    one: a power of two, so that sets of many sizes do not each trace the network anew.
-
     Args:
         forward: of `make_forward`.
         images: the whole set.
@@ -48,9 +45,18 @@ def predict(
         raise UserError("there are no pictures to predict: the set is empty; give at least one picture")
     replication = replication or SingleDevice()
     share = -(-len(images) // replication.num_replicas)
-    size = min(batch_size, 1 << (share - 1).bit_length())
-    batches = [batch for batch, _ in padded_batches(images, size)]
+    batches = [batch for batch, _ in padded_batches(images, min(batch_size, round_up(share)))]
     return np.concatenate(replication.map(forward, batches))[: len(images)]
+
+
+def round_up(count: int) -> int:
+    """A batch size that holds `count` examples and at most a quarter more: four sizes between powers of two.
+
+    A handful of cells, or a replica's small share of a set, does not cost a full batch, and sets of many sizes do not
+    each trace the network anew.
+    """
+    unit = max(1, (1 << (count - 1).bit_length()) // 8)
+    return -(-count // unit) * unit
 
 
 def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -191,3 +191,24 @@ def launch_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def world() -> type[World]:
     """The class, since test modules cannot import this file."""
     return World
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Callable[[Path], dict[int, int]]:
+    """ranks(run): rank to process id of every process that trains into a folder."""
+    return _ranks
+
+
+def _ranks(run: Path) -> dict[int, int]:
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            arguments = (folder / "cmdline").read_text().split("\0")
+            environment = dict(part.split("=", 1) for part in (folder / "environ").read_text().split("\0") if "=" in part)
+            if str(run) not in arguments or "-np" in arguments or "bloodcell_dist.train" not in arguments:
+                continue  # somebody else, or the launcher
+            if "HOROVOD_RANK" in environment:
+                found[int(environment["HOROVOD_RANK"])] = int(folder.name)
+            elif "TF_CONFIG" in environment:
+                found[json.loads(environment["TF_CONFIG"])["task"]["index"]] = int(folder.name)
+    return found

@@ -45,26 +45,6 @@ def wait_for_step(run: Path, step: int, launched: Any) -> None:
         time.sleep(0.02)
 
 
-def rank_processes(run: Path) -> dict[int, int]:
-    """Rank to process id of every rank that trains into a folder."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (folder / "cmdline").read_bytes().split(b"\0")
-            environment = dict(part.split(b"=", 1) for part in (folder / "environ").read_bytes().split(b"\0") if b"=" in part)
-        except OSError:
-            continue
-        if str(run).encode() not in arguments or not Path(arguments[0].decode()).name.startswith("python"):
-            continue
-        if b"-np" in arguments:
-            continue  # the launcher
-        if b"HOROVOD_RANK" in environment:
-            found[int(environment[b"HOROVOD_RANK"])] = int(folder.name)
-        elif b"TF_CONFIG" in environment:
-            found[json.loads(environment[b"TF_CONFIG"])["task"]["index"]] = int(folder.name)
-    return found
-
-
 def is_running(process: int) -> bool:
     """Whether a process is there and no zombie."""
     try:
@@ -76,12 +56,12 @@ def is_running(process: int) -> bool:
 @pytest.mark.parametrize("name", ["KILL", "STOP"])
 @pytest.mark.parametrize(("kind", "victim"), [("horovod", 1), ("multiworker", 1), ("multiworker", 0)])
 def test_the_others_end_in_time_and_the_same_command_goes_on(
-    kind: str, victim: int, name: str, launch: Callable[..., Any], world: Any, tmp_path: Path
+    kind: str, victim: int, name: str, launch: Callable[..., Any], world: Any, ranks: Any, tmp_path: Path
 ) -> None:
     run, cache = RunDir(tmp_path / "run"), tmp_path / "cache"
     launched = launch(world(kind, 2), command(run.path, cache))
     wait_for_step(run.path, 5, launched)
-    processes = rank_processes(run.path)
+    processes = ranks(run.path)
     assert set(processes) == {0, 1}
 
     os.kill(processes[victim], getattr(signal, f"SIG{name}"))

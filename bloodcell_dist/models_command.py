@@ -47,9 +47,7 @@ def show_models(weights_dir: str | None) -> None:
 
 
 def _build(backbone: str, image_size: int) -> Any:
-    return build_classifier(
-        backbone, image_size=image_size, num_classes=len(BLOOD_CELLS), dropout=0.2, seed=0
-    )
+    return build_classifier(backbone, image_size=image_size, num_classes=len(BLOOD_CELLS), dropout=0.2, seed=0)
 
 
 def _staged(backbone: str, weights_dir: str | None) -> str:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bloodcell_dist.cluster.environment import ProcessInfo
-from bloodcell_dist.cluster.workers import ALONE
+from bloodcell_dist.cluster.environment import ALONE, ProcessInfo
 from bloodcell_dist.config import differences, replace
 from bloodcell_dist.data.sources import detect_source
 from bloodcell_dist.errors import UserError

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bloodcell_dist.cluster.environment import ProcessInfo
-from bloodcell_dist.cluster.workers import ALONE
+from bloodcell_dist.cluster.environment import ALONE, ProcessInfo
 from bloodcell_dist.errors import TrainingFailed
 from bloodcell_dist.resolve import Machine
 
@@ -77,10 +76,13 @@ def look_at_machine(process: ProcessInfo = ALONE) -> Machine:
 
 
 def set_up_xla(cache_dir: str | None) -> None:
-    """Let XLA keep compiled programs in a folder, for the next start and for other ranks; before its first use."""
+    """Let XLA keep compiled programs in a folder, for the next start and for other ranks.
+
+    Call it before TensorFlow looks for devices: then it reads the variable, once.
+    """
     if cache_dir is not None:
-        flags = f"--tf_xla_persistent_cache_directory={cache_dir}"
-        os.environ["TF_XLA_FLAGS"] = " ".join([os.environ.get("TF_XLA_FLAGS", ""), flags]).strip()
+        flag = f"--tf_xla_persistent_cache_directory={os.path.expanduser(cache_dir)}"
+        os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {flag}".strip()
 
 
 def configure(*, precision: str, deterministic: bool, eager: bool) -> None:

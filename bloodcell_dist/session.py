@@ -244,6 +244,7 @@ class Session:
         """Take up a checkpoint if there is one. A collective: the chief has it, and gives the others what they need."""
         if checkpoint is not None:
             self.state.restore(checkpoint.arrays)
+            self._update.begin_scaling()
             log.info("the run continues after step %d of %d", checkpoint.step, self.arithmetic.length.total_steps)
         found = checkpoint and {"step": checkpoint.step, "progress": checkpoint.progress}
         taken_up = self.replication.share(found)

@@ -48,7 +48,8 @@ def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bo
     """The folder asked for, or one below runs/ named by the settings, so that the same command finds it again.
 
     The name does not depend on the machine or the launcher: a job that comes back on other nodes, with other scratch or
-    another kind or number of GPUs, goes on in the same folder. Debug runs are for looking at, not for continuing: each gets its own.
+    another kind or number of GPUs, goes on in the same folder. Debug runs are for looking at, not for continuing: each
+    gets its own.
     """
     if asked is not None:
         return RunDir(Path(asked))

@@ -16,9 +16,10 @@ from bloodcell_dist import logs, runtime  # runtime before all others: it import
 from bloodcell_dist.commandline import add_train_options, overrides_of, run_command
 from bloodcell_dist.conclusion import conclude
 from bloodcell_dist.config import load_settings
+from bloodcell_dist.errors import UserError
 from bloodcell_dist.initial_weights import initial_weights
-from bloodcell_dist.models import imagenet
 from bloodcell_dist.launch import ending_together, launched, this_process
+from bloodcell_dist.models import imagenet
 from bloodcell_dist.resolve import Machine
 from bloodcell_dist.session import Session
 from bloodcell_dist.start import (
@@ -58,7 +59,6 @@ def train(options: argparse.Namespace, joined: Joined) -> None:
 
         # 2. The way to run. From now on status.json tells whatever happens.
         joined.go_by(settings.distribute.timeout_s, lambda ending: record_loss(run, ending.exit_status, ending.message))
-        runtime.set_up_xla(settings.train.xla_cache_dir)
         replication = replicate(
             joined,
             settings.distribute.strategy,
@@ -115,9 +115,17 @@ def _beginning(opened: Opened) -> tuple[Checkpoint | None, Path | None]:
     return checkpoint, None if checkpoint else initial_weights(settings, imagenet.obtain)
 
 
+def _xla_cache(options: argparse.Namespace) -> str | None:
+    """The folder that the command names, if it can be read; what is wrong with it, the chief tells in time."""
+    with contextlib.suppress(UserError):
+        return load_settings(options.config, overrides_of(options)).train.xla_cache_dir
+    return None
+
+
 def run_training(options: argparse.Namespace) -> None:
     """`train` among the other processes of this one's launcher."""
     process = this_process()
+    runtime.set_up_xla(_xla_cache(options))
     with contextlib.nullcontext() if process.is_chief else logs.silence(), launched(process) as joined:
         train(options, joined)
 

@@ -17,14 +17,15 @@ def gpus_of(process: ProcessInfo, num_gpus: int, environ: Mapping[str, str]) -> 
     """
     if process.local_size == 1 or num_gpus == 0:
         return list(range(num_gpus))
-    if process.launcher == "tf_config" and num_gpus > 1:
-        raise UserError(
-            f"TF_CONFIG names {process.local_size} workers on {process.hostname}, which would share its {num_gpus} "
-            "GPUs; name one worker per node, it uses all GPUs"
-        )
-    bound = "CUDA_VISIBLE_DEVICES" in environ or process.launcher == "slurm"
+    # horovodrun binds nothing: its processes all see what the job has. Others may have been given one each.
+    bound = process.launcher == "slurm" or (process.launcher != "horovod" and "CUDA_VISIBLE_DEVICES" in environ)
     if num_gpus == 1 and bound:
         return [0]
+    if process.launcher == "tf_config":
+        raise UserError(
+            f"TF_CONFIG names {process.local_size} workers on {process.hostname}, which would share its "
+            f"{_count(num_gpus)}; name one worker per node, it uses all GPUs"
+        )
     if process.local_size > num_gpus:
         raise UserError(
             f"{process.local_size} processes on {process.hostname}, which has {_count(num_gpus)}; start "
@@ -36,15 +37,16 @@ def gpus_of(process: ProcessInfo, num_gpus: int, environ: Mapping[str, str]) -> 
 def threads_of(process: ProcessInfo, usable_cores: int, all_cores: int) -> int | None:
     """Threads for a process's operations; None leaves it to TensorFlow, which takes all the cores it may use.
 
-    Several processes on a node that may use all its cores would otherwise each start a thread per core. Where the
-    launcher has bound each to cores of its own (Slurm), they are few enough already.
+    Several processes of a node would otherwise each start a thread per core. Where the launcher has bound each to cores
+    of its own (Slurm, Open MPI; not horovodrun), they are few enough already.
 
     Args:
         process: who this is.
         usable_cores: that this process may run on.
         all_cores: of the node.
     """
-    if process.local_size == 1 or usable_cores < all_cores:
+    bound = process.launcher != "horovod" and usable_cores < all_cores
+    if process.local_size == 1 or bound:
         return None
     return max(1, usable_cores // process.local_size)
 

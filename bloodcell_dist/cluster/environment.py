@@ -6,13 +6,13 @@ inside a Slurm job, and the Slurm variables seen there belong to the daemons tha
 
 from __future__ import annotations
 
-import itertools
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from bloodcell_dist.cluster.hostlist import expand_hostlist
+from bloodcell_dist.cluster.tf_config import read_tf_config
 from bloodcell_dist.errors import UserError
 
 Launcher = Literal["none", "horovod", "openmpi", "slurm", "tf_config"]
@@ -28,16 +28,12 @@ _FIXES: dict[Launcher, str] = {
     "horovod": "start the run with horovodrun, or unset the variables HOROVOD_RANK to HOROVOD_CROSS_SIZE",
     "openmpi": "start the run with mpirun, or unset the variables that begin with OMPI_COMM_WORLD_",
     "slurm": "start the run with srun, or unset SLURM_STEP_ID to run one process alone",
-    "tf_config": 'expected {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, with '
-    'one "chief" beside the workers or without; correct TF_CONFIG, or unset it to run one process alone',
 }
 _HOROVOD = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")
 _OPENMPI = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
 
 # From here on steps are Slurm's own: the batch script, the shell of salloc. One process, whatever the job's size.
 _FIRST_SPECIAL_STEP = 0xFFFF_FFF0
-
-_HOST = r"(?:[^][,\s]|\[[0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*\])+"
 
 
 @dataclass(frozen=True)
@@ -105,40 +101,6 @@ def process_info(environ: Mapping[str, str], hostname: str) -> ProcessInfo:
     if "SLURM_STEP_ID" in environ and slurm.number("SLURM_STEP_ID") < _FIRST_SPECIAL_STEP:
         return _slurm(slurm, hostname)
     return _alone("none", hostname)
-
-
-def expand_hostlist(text: str, name: str = "host list") -> tuple[str, ...]:
-    """The names in Slurm's notation: `n[1-2,05-07],login` is n1, n2, n05, n06, n07, login; the last bracket is fastest.
-
-    Args:
-        text: what Slurm wrote; a number keeps the zeros that its range begins with.
-        name: of the variable it comes from, for the message.
-
-    Raises:
-        UserError: `text` is not in this notation.
-    """
-    hosts = re.findall(_HOST, text) if re.fullmatch(rf"{_HOST}(?:,{_HOST})*", text) else []
-    groups = [_expanded(host) for host in hosts]
-    if not groups or not all(groups):
-        raise UserError(
-            f"{name}={text!r} is not Slurm's notation: expected names such as n[1-2,05-07],login; "
-            "compare with `scontrol show hostnames`"
-        )
-    return tuple(itertools.chain.from_iterable(groups))
-
-
-def _expanded(host: str) -> list[str]:
-    parts = re.split(r"\[(.*?)\]", host)  # every second one stood in brackets
-    choices = [_numbers(part) if index % 2 else [part] for index, part in enumerate(parts)]
-    return ["".join(choice) for choice in itertools.product(*choices)]
-
-
-def _numbers(ranges: str) -> list[str]:
-    numbers = []
-    for part in ranges.split(","):
-        first, _, last = part.partition("-")
-        numbers += [f"{number:0{len(first)}d}" for number in range(int(first), int(last or first) + 1)]
-    return numbers
 
 
 @dataclass(frozen=True)
@@ -230,61 +192,13 @@ def _slurm_nodes(environ: Mapping[str, str], num_nodes: int) -> tuple[str, ...]:
 
 def _tf_config(text: str, hostname: str) -> ProcessInfo:
     """The place that TF_CONFIG gives; without a cluster, one process."""
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _refused(f"{text!r} is not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise _refused(f"{text!r} is no JSON object")
-    chiefs, workers = _cluster(config.get("cluster") or {})
-    addresses = (*chiefs, *workers)
-    rank = _task(config.get("task"), len(chiefs), len(workers))
-    if not addresses:
+    rank, workers, hosts = read_tf_config(text)
+    if not workers:
         return _alone("tf_config", hostname)
-    hosts = [_host(address) for address in addresses]
     nodes, here = tuple(dict.fromkeys(hosts)), hosts[rank]
     local = hosts[:rank].count(here), hosts.count(here)
-    return ProcessInfo("tf_config", rank, len(hosts), *local, nodes.index(here), len(nodes), here, nodes, addresses)
+    return ProcessInfo("tf_config", rank, len(hosts), *local, nodes.index(here), len(nodes), here, nodes, workers)
 
 
-def _cluster(cluster: Any) -> tuple[list[str], list[str]]:
-    """The addresses of the chief and of the other workers."""
-    if not isinstance(cluster, dict):
-        raise _refused(f"cluster={cluster!r} is no JSON object")
-    for kind, addresses in cluster.items():
-        _check_kind(kind)
-        if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
-            raise _refused(f"cluster.{kind}={addresses!r} is no list of addresses")
-    chiefs, workers = cluster.get("chief", []), cluster.get("worker", [])
-    if len(chiefs) > 1:
-        raise _refused(f"cluster.chief={chiefs!r} has more than one address")
-    return chiefs, workers
-
-
-def _task(task: Any, num_chiefs: int, num_workers: int) -> int:
-    """The rank of a task: the chief comes before the workers. Without a cluster the task has index 0."""
-    if not isinstance(task, dict) or "type" not in task or "index" not in task:
-        raise _refused(f"task={task!r} does not have a type and an index")
-    kind, index = task["type"], task["index"]
-    _check_kind(kind)
-    count = (num_chiefs if kind == "chief" else num_workers) if num_chiefs + num_workers else 1
-    if type(index) is not int or not 0 <= index < count:
-        raise _refused(f"task.index={index!r} is no number from 0 on below {count}, the size of cluster.{kind}")
-    return index + (num_chiefs if kind == "worker" else 0)
-
-
-def _check_kind(kind: Any) -> None:
-    if kind not in ("chief", "worker"):
-        raise _refused(f"tasks of type {kind!r} are unknown here; there are no parameter servers and no evaluators")
-
-
-def _host(address: str) -> str:
-    """`n1` of `n1:2222`, `::1` of `[::1]:2222`."""
-    match = re.fullmatch(r"(?:\[([^][]+)\]|([^][:\s]+)):[0-9]+", address)
-    if not match:
-        raise _refused(f"address {address!r} is no host:port")
-    return match[1] or match[2]
-
-
-def _refused(problem: str) -> UserError:
-    return UserError(f"TF_CONFIG: {problem}; {_FIXES['tf_config']}")
+ALONE = _alone("none", "localhost")
+"""A process that knows of no others."""

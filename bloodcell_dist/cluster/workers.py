@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from bloodcell_dist.cluster.environment import ProcessInfo, process_info
+from bloodcell_dist.cluster.environment import ALONE, ProcessInfo
 from bloodcell_dist.cluster.lifeline import Lifeline
-
-ALONE = process_info({}, "localhost")
 
 
 class Workers:

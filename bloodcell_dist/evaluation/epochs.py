@@ -21,8 +21,9 @@ from bloodcell_dist.evaluation.predict import Forward, predict
 from bloodcell_dist.history import append_metrics
 from bloodcell_dist.models.batchnorm import Recalibration
 from bloodcell_dist.rundir import RunDir
-from bloodcell_dist.training.replication import Replication
+from bloodcell_dist.training.naming import align_names
 from bloodcell_dist.training.record import REMEDIES, EpochRecord
+from bloodcell_dist.training.replication import Replication
 from bloodcell_dist.training.stages import Stages
 from bloodcell_dist.training.state import TrainingState
 
@@ -100,9 +101,13 @@ class Evaluation:
     def layers_changed(self) -> None:
         """Heed which layers are frozen now: those keep their BatchNorm statistics."""
         self._recalibration = Recalibration(self._model, self._xla)
+        self._traced = False
 
     def weights(self) -> Any:
         """A context in which the network has its evaluation weights."""
+        if not self._traced:
+            align_names()
+        self._traced = True
         return self._state.evaluation_weights(self.recalibrate)
 
     def keep_best(self) -> None:

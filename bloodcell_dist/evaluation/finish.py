@@ -59,7 +59,9 @@ def measure(
 ) -> Measured:
     """Scores of the last and the best model. UserError where metrics.jsonl no longer tells of the best epoch."""
     best_row, last_row = best_and_last(run.metrics, standing.best_epoch)
-    scores = [_with_training(_score(found, data, resamples, seed), row) for found, row in ((best, best_row), (last, last_row))]
+    scores = [
+        _with_training(_score(found, data, resamples, seed), row) for found, row in ((best, best_row), (last, last_row))
+    ]
     return Measured(
         best=ModelScores(best_row["epoch"], best_row["step"], scores[0]),
         last=ModelScores(last_row["epoch"], last_row["step"], scores[1]),

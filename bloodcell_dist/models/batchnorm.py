@@ -19,7 +19,6 @@ import tensorflow as tf
 from bloodcell_dist.models.dropout import without_dropout
 from bloodcell_dist.models.finetune import batchnorm_layers
 
-
 Map = Callable[[Callable[[tf.Tensor], tf.Tensor], Sequence[np.ndarray]], list[np.ndarray]]
 """Applies a function to each batch; see `training.replication`."""
 
@@ -90,4 +89,3 @@ class Recalibration:
         finally:
             for layer, momentum in zip(self._layers, momenta, strict=True):
                 layer.momentum = momentum
-

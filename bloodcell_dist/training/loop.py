@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bloodcell_dist.data.sampling import IndexPlan
+from bloodcell_dist.training.naming import align_names
 from bloodcell_dist.training.preemption import StopRequest
 from bloodcell_dist.training.progress import EpochProgress
 from bloodcell_dist.training.record import EpochRecord
@@ -107,9 +108,7 @@ def run_loop(
         start, end = epoch * length.steps_per_epoch, length.end_of(epoch)
         batches = plan.epoch_batches(epoch)[step - start : end - start]
         calls = call_lengths(step, end, steps_per_call, lambda steps: due(steps) or steps in stages.first_steps)
-        with EpochProgress(
-            epoch + 1, length.epochs, step - start, end - start, shown=replication.is_chief
-        ) as progress:
+        with EpochProgress(epoch + 1, length.epochs, step - start, end - start, shown=replication.is_chief) as progress:
             clock = time.monotonic()
             for count, indices in zip(calls, replication.feed(batches, calls), strict=True):
                 kind = (stages.at(step).first_step, count)  # each is a program of its own
@@ -117,6 +116,7 @@ def run_loop(
                 traced.add(kind)
                 if compiles:
                     _pause(record, clock)
+                    align_names()
                     clock = time.monotonic()
                 rates = [stages.learning_rate(number) for number in range(step, step + count)]
                 record.add(step_function(indices, step, rates))
@@ -125,6 +125,8 @@ def run_loop(
                 else:
                     record.timed_examples += count * plan.global_batch_size
                 step += count
+                if compiles:
+                    progress.leave_out(count)
                 progress.advance(count, lambda: f"loss {record.last_loss():.4f}")
                 stopping = replication.any(stop.is_set)
                 if step < end and (due(step) or stopping):

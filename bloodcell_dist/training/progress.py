@@ -54,6 +54,11 @@ class EpochProgress:
             self._spoke = self._clock()
             log.info("%s step %d/%d, %s, %s left", self._label, self._done, self._steps, describe(), self._left())
 
+    def leave_out(self, steps: int) -> None:
+        """Begin the pace after the next `steps`, which were traced and compiled first."""
+        self._started = self._spoke = self._clock()
+        self._first = self._done + steps
+
     def __enter__(self) -> EpochProgress:
         """The progress itself."""
         return self
@@ -64,6 +69,6 @@ class EpochProgress:
             self._bar.close()
 
     def _left(self) -> str:
-        pace = (self._clock() - self._started) / (self._done - self._first)
+        pace = (self._clock() - self._started) / max(1, self._done - self._first)
         seconds = round(pace * (self._steps - self._done))
         return f"{seconds // 60}:{seconds % 60:02d}"

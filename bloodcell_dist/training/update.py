@@ -73,6 +73,11 @@ class Update:
         self._active = list(active)
         self.apply = tf.function(self._apply, jit_compile=self._xla or None, autograph=False)
 
+    def begin_scaling(self) -> None:
+        """Find the loss scale anew where the state of a run that did not scale its loss was taken up."""
+        if self._loss_scaling and float(self.loss_scale.read_value()) == 1.0:
+            self.loss_scale.assign(INITIAL_LOSS_SCALE)
+
     def restart_averages(self) -> None:
         """Let the averages begin at the weights as they are now."""
         for average, weight in zip(self.averages, self.weights, strict=False):  # none without EMA

@@ -50,7 +50,8 @@ class Launched:
         self.processes = list(processes)
         self._texts: list[list[str]] = [[] for _ in processes]
         self._readers = [
-            threading.Thread(target=self._read, args=pair, daemon=True) for pair in zip(processes, self._texts, strict=True)
+            threading.Thread(target=self._read, args=pair, daemon=True)
+            for pair in zip(processes, self._texts, strict=True)
         ]
         for reader in self._readers:
             reader.start()
@@ -204,7 +205,9 @@ def _ranks(run: Path) -> dict[int, int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             arguments = (folder / "cmdline").read_text().split("\0")
-            environment = dict(part.split("=", 1) for part in (folder / "environ").read_text().split("\0") if "=" in part)
+            environment = dict(
+                part.split("=", 1) for part in (folder / "environ").read_text().split("\0") if "=" in part
+            )
             if str(run) not in arguments or "-np" in arguments or "bloodcell_dist.train" not in arguments:
                 continue  # somebody else, or the launcher
             if "HOROVOD_RANK" in environment:

@@ -43,7 +43,7 @@ def test_401_examples_give_the_same_confusion_matrix(
 ) -> None:
     found = evaluate(launch, tmp_path, world(kind, replicas))
     assert set(found) == {(rank, size) for rank in range(ranks) for size in SIZES}
-    for (rank, size), content in found.items():
+    for (_, size), content in found.items():
         expected = alone[0, size]
         assert content["confusion"].sum() == 401
         np.testing.assert_array_equal(content["confusion"], expected["confusion"])

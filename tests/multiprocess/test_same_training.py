@@ -28,7 +28,10 @@ WORLDS = [
 ]
 
 
-def settings(optimizer: str, weights: Path, cache: Path) -> list[str]:
+COMPILED = ("augment.policy=light", "train.xla=on", "train.max_steps=4", "train.steps_per_call=2")
+
+
+def settings(optimizer: str, weights: Path, cache: Path, *more: str) -> list[str]:
     """Twenty steps with augmentation, mixing, dropout and averages; frozen norms, so no batch statistics."""
     chosen = (
         "data.source=synthetic",
@@ -51,14 +54,15 @@ def settings(optimizer: str, weights: Path, cache: Path) -> list[str]:
         "checkpoint.every_steps=1",
         "checkpoint.keep=100",
         "evaluate.bootstrap=0",
+        *more,
     )
     return [part for setting in chosen for part in ("--set", setting)]
 
 
-def train_both(world: Any, launch: Callable[..., Any], folder: Path, inputs: tuple[Path, Path]) -> Path:
-    """SGD's run in folder/sgd, Lion's in folder/lion."""
-    extra = [part for setting in world.settings for part in ("--set", setting)]
-    runs = [["--run-dir", str(folder / name), *settings(name, *inputs), *extra] for name in RATE]
+def train_all(world: Any, launch: Callable[..., Any], folder: Path, inputs: tuple[Path, Path]) -> Path:
+    """SGD's run in folder/sgd, Lion's in folder/lion, a short one that is compiled as a whole in folder/xla."""
+    runs = [["--run-dir", str(folder / name), *settings(name, *inputs, *world.settings)] for name in RATE]
+    runs.append(["--run-dir", str(folder / "xla"), *settings("sgd", *inputs, *COMPILED, *world.settings)])
     script = Path(__file__).with_name("trainings.py")
     launched = launch(world, [script, folder, json.dumps(runs)])
     assert set(launched.wait()) == {0}, launched.text
@@ -99,14 +103,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def alone(launch_once: Callable[..., Any], inputs: tuple[Path, Path], world: Any) -> Path:
     """The runs of one process on one device."""
-    return launch_once(lambda launch, folder: train_both(world("single"), launch, folder, inputs))
+    return launch_once(lambda launch, folder: train_all(world("single"), launch, folder, inputs))
 
 
 @pytest.mark.parametrize(("kind", "replicas"), WORLDS)
 def test_every_way_to_run_trains_alike(
     kind: str, replicas: int, launch: Any, world: Any, alone: Path, inputs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    folder = train_both(world(kind, replicas), launch, tmp_path, inputs)
+    folder = train_all(world(kind, replicas), launch, tmp_path, inputs)
 
     # The global batches, by hash.
     for number in range(len(RATE)):
@@ -119,6 +123,9 @@ def test_every_way_to_run_trains_alike(
         print(f"{kind} x{replicas} sgd step {step}: weights differ by {distance(ours, theirs):.1e}")
         assert distance(ours, theirs) < 1e-5
     assert distance(flat(alone / "sgd", 1, "weights/"), theirs) > 1e-3  # there was something to differ in
+    ours, theirs = (flat(run / "xla", 4, "weights/") for run in (folder, alone))
+    print(f"{kind} x{replicas} sgd, all of it compiled, step 4: weights differ by {distance(ours, theirs):.1e}")
+    assert distance(ours, theirs) < 1e-5
 
     # Lion takes the sign: after the first step its momentum is a hundredth of the reduced, clipped gradient.
     for step in (1, STEPS):

@@ -72,7 +72,10 @@ def assert_same_bits(one: Path, other: Path) -> None:
     found, expected = arrays(one), arrays(other)
     assert found.keys() == expected.keys()
     assert [name for name in expected if not np.array_equal(found[name], expected[name])] == []
-    rows = [[{k: v for k, v in row.items() if k != "images_per_s"} for row in read_metrics(RunDir(run).metrics)] for run in (one, other)]
+    rows = [
+        [{k: v for k, v in row.items() if k != "images_per_s"} for row in read_metrics(RunDir(run).metrics)]
+        for run in (one, other)
+    ]
     assert rows[0] == rows[1]
 
 
@@ -104,7 +107,9 @@ def test_a_run_changes_its_number_of_replicas(trainer: Trainer, tmp_path: Path) 
     assert found.keys() == expected.keys()
     for kind in ("weights/", "optimizer/average", "best/"):
         ours, theirs = (
-            np.concatenate([part[name].ravel() for name in sorted(expected) if name.startswith(kind)]).astype(np.float64)
+            np.concatenate([part[name].ravel() for name in sorted(expected) if name.startswith(kind)]).astype(
+                np.float64
+            )
             for part in (found, expected)
         )
         distance = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)

@@ -75,9 +75,7 @@ def frozen_names(train: str) -> set[str]:
     """Names of the weights that do not move in a stage, BatchNorm statistics included."""
     from bloodcell_dist.models.backbones import build_classifier
 
-    model = build_classifier(
-        "mobilenetv3small", image_size=32, num_classes=8, dropout=0.2, seed=0, drop_path=0.2
-    )
+    model = build_classifier("mobilenetv3small", image_size=32, num_classes=8, dropout=0.2, seed=0, drop_path=0.2)
     Depth(model).freeze(Part(train))
     live = {id(v) for layer in model.layers if layer.trainable for v in layer.weights}
     return {name for name, variable in zip(weight_names(model), model.weights, strict=True) if id(variable) not in live}

@@ -21,7 +21,7 @@ LAYERS = (
     {"training", "resolve"},
     {"evaluation", "runtime"},
     {"serving", "sweep", "arithmetic", "initial_weights"},
-    {"session", "start"},
+    {"session", "start", "launch"},
     {"conclusion"},
     {"train", "data_commands", "models_command", "weights_commands"},
     {"cli", "__main__"},

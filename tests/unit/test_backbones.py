@@ -24,9 +24,7 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def build(backbone: str = "cnn", *, seed: int = 0, num_classes: int = 8) -> keras.Model:
-    return build_classifier(
-        backbone, image_size=SIZE, num_classes=num_classes, dropout=0.2, seed=seed
-    )
+    return build_classifier(backbone, image_size=SIZE, num_classes=num_classes, dropout=0.2, seed=seed)
 
 
 def pictures(count: int = 3) -> np.ndarray:

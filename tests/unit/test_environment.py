@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bloodcell_dist.cluster.environment import ProcessInfo, expand_hostlist, process_info
+from bloodcell_dist.cluster.environment import ProcessInfo, process_info
+from bloodcell_dist.cluster.hostlist import expand_hostlist
 from bloodcell_dist.errors import UserError
 
 Environ = dict[str, str]

@@ -94,9 +94,7 @@ def test_mobilenet_is_copied_exactly() -> None:
 
 
 def test_the_copy_of_a_network_with_frozen_layers_and_stochastic_depth_can_be_trained_on() -> None:
-    network = build_classifier(
-        "mobilenetv3small", image_size=32, num_classes=8, dropout=0.0, seed=4, drop_path=0.3
-    )
+    network = build_classifier("mobilenetv3small", image_size=32, num_classes=8, dropout=0.0, seed=4, drop_path=0.3)
     Depth(network).freeze(Part("head"))
     copy = plain_copy(network)
     assert len(copy.trainable_variables) == 36 * 2 + 34 * 2  # kernels and biases, gammas and betas

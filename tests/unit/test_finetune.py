@@ -23,9 +23,7 @@ LARGE = ("efficientnetv2s", "efficientnetv2m", "convnextbase")
 
 
 def network(backbone: str = "mobilenetv3small", drop_path: float = 0.0) -> keras.Model:
-    return build_classifier(
-        backbone, image_size=32, num_classes=4, dropout=0.1, seed=0, drop_path=drop_path
-    )
+    return build_classifier(backbone, image_size=32, num_classes=4, dropout=0.1, seed=0, drop_path=drop_path)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bloodcell_dist.cluster import wire
+from bloodcell_dist.cluster import meeting, wire
 from bloodcell_dist.cluster.lifeline import connect, listen
 from bloodcell_dist.errors import TrainingFailed
 
@@ -304,9 +304,9 @@ def test_the_time_can_be_changed_later() -> None:
 
 
 HASTE = """
-from bloodcell_dist.cluster import lifeline
+from bloodcell_dist.cluster import lifeline, watch
 
-lifeline.CLEAR_GRACE_S = lifeline.UNCLEAR_GRACE_S = lifeline.SAY_S = 0.2
+lifeline.CLEAR_GRACE_S = lifeline.UNCLEAR_GRACE_S = watch.SAY_S = 0.2
 """
 
 
@@ -353,9 +353,9 @@ def test_the_loss_of_a_rank_explains_unclear_errors() -> None:
 def test_when_the_chief_does_not_answer_a_rank_says_its_clear_error_itself(name: str) -> None:
     text = f"""
 if rank == 1:
-    from bloodcell_dist.cluster import lifeline
+    from bloodcell_dist.cluster import watch
 
-    lifeline.FAIL_S = 0.5 if "{name}" == "SIGSTOP" else 60
+    watch.FAIL_S = 0.5 if "{name}" == "SIGSTOP" else 60
     fail(2, "wrong")
 while line._verdict is None:
     time.sleep(0.001)
@@ -484,7 +484,7 @@ def test_a_rank_that_does_not_come_is_named() -> None:
 def test_a_chief_that_cannot_be_reached_is_named_with_all_its_addresses() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    address = wire.Address(["127.0.0.1", "127.0.0.2"], port, "0" * 32)
+    address = meeting.Address(["127.0.0.1", "127.0.0.2"], port, "0" * 32)
     with pytest.raises(TrainingFailed) as caught:
         connect(address.encode() + bytes(99), 3, 4, "n2", speaks=False, wait_s=0.2)
     assert f"rank 3 on n2 cannot reach rank 0 at 127.0.0.1, 127.0.0.2, port {port} (" in str(caught.value)
@@ -493,14 +493,14 @@ def test_a_chief_that_cannot_be_reached_is_named_with_all_its_addresses() -> Non
 
 def test_an_address_is_short_and_keeps_loopback() -> None:
     hosts = [f"10.0.0.{n}" for n in range(99)]
-    address = wire.Address(["n1", *hosts, "127.0.0.1"], 65535, "0" * 32).encode()
+    address = meeting.Address(["n1", *hosts, "127.0.0.1"], 65535, "0" * 32).encode()
     assert len(address) <= 512
-    decoded = wire.Address.decode(address)
+    decoded = meeting.Address.decode(address)
     assert decoded.hosts == ["n1", *hosts[: len(decoded.hosts) - 2], "127.0.0.1"]
 
 
 def test_the_hosts_of_this_machine_are_told_once_each() -> None:
-    hosts = wire.own_hosts("localhost")
+    hosts = meeting.own_hosts("localhost")
     assert hosts[:2] == list(dict.fromkeys(["localhost", socket.gethostname()]))[:2]
     assert hosts[-1] == "127.0.0.1"
     assert len(set(hosts)) == len(hosts)

@@ -95,3 +95,36 @@ def test_lines_do_not_break_a_progress_bar(capsys: pytest.CaptureFixture[str]) -
     out, err = capsys.readouterr()
     assert out == "in between\n"
     assert "in between" not in err
+
+
+def test_a_silent_rank_says_nothing_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with logs.console(), logs.log_file(tmp_path / "log.txt"):
+        log.info("before")
+        with logs.silence():
+            log.info("inside")
+            log.critical("inside")
+        log.info("after")
+    assert capsys.readouterr() == ("before\nafter\n", "")
+    assert file_lines(tmp_path / "log.txt") == ["INFO before", "INFO after"]
+
+
+def test_silence_ends_with_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with logs.console():
+        with pytest.raises(ZeroDivisionError), logs.silence():
+            raise ZeroDivisionError
+        log.info("after")
+    assert capsys.readouterr().out == "after\n"
+
+
+def test_a_last_line_is_appended_to_a_file_that_is_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log.txt"
+    with logs.console(), logs.log_file(path), logs.silence():
+        logs.append_error(path, "100% lost: größer")
+    logs.append_error(path, "again")
+    assert file_lines(path) == ["ERROR 100% lost: größer", "ERROR again"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_file_that_cannot_be_written_to_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        logs.append_error(tmp_path / "gone" / "log.txt", "lost")

@@ -59,6 +59,28 @@ def test_time_left_counts_only_the_steps_made_now(caplog: pytest.LogCaptureFixtu
     assert lines(caplog) == ["epoch 1/1 step 91/100, loss 1.0000, 3:00 left"]
 
 
+def test_compiling_is_left_out_of_the_pace(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    progress = EpochProgress(1, 1, done=0, steps=102, clock=clock)
+    clock.now += 500
+    progress.leave_out(2)
+    progress.advance(2, unasked)
+    for _ in range(9):
+        clock.now += 1
+        progress.advance(1, unasked)
+    clock.now += 11
+    progress.advance(1, lambda: "loss 1.0000")
+    assert lines(caplog) == ["epoch 1/1 step 12/102, loss 1.0000, 3:00 left"]
+
+
+def test_only_the_chief_shows_it(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    progress = EpochProgress(1, 1, done=0, steps=100, shown=False, clock=clock)
+    clock.now += 500
+    progress.advance(1, unasked)
+    assert lines(caplog) == []
+
+
 @pytest.mark.parametrize(("steps", "left"), [(2, "0:20"), (4, "1:00"), (400, "133:00")])
 def test_minutes_and_seconds(caplog: pytest.LogCaptureFixture, steps: int, left: str) -> None:
     clock = Clock()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bloodcell_dist.cluster.environment import Launcher, ProcessInfo
 from bloodcell_dist.config import load_settings
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.resolve import EPOCHS_ON_CPU, EPOCHS_ON_GPU, Machine, keep_choices, resolve
@@ -129,6 +130,117 @@ def test_paths_start_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.M
 def test_a_home_that_is_not_known_is_a_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="~nobody.knows/a.npz: no such file or folder"):
         settle(tmp_path, "data.path=~nobody.knows/a.npz")
+
+
+# ---- the way to run
+
+
+def among(launcher: Launcher, world_size: int, num_gpus: int = 0) -> Machine:
+    """The first of so many processes."""
+    return Machine(num_gpus, process=ProcessInfo(launcher, 0, world_size, 0, 1, 0, world_size, "n1"))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "world_size", "num_gpus", "asked", "chosen", "why"),
+    [
+        ("none", 1, 0, "auto", "single", "one process on one device"),
+        ("none", 1, 1, "auto", "single", "one process on one device"),
+        ("none", 1, 4, "auto", "mirrored", "one process with 4 GPUs"),
+        ("horovod", 4, 1, "auto", "horovod", "4 processes, started by horovodrun"),
+        ("horovod", 4, 0, "auto", "horovod", "4 processes, started by horovodrun"),
+        ("openmpi", 2, 1, "auto", "horovod", "2 processes, started by mpirun"),
+        ("tf_config", 2, 4, "auto", "multiworker", "TF_CONFIG names 2 workers"),
+        # one process by whatever launcher
+        ("horovod", 1, 0, "auto", "single", "one process on one device"),
+        ("openmpi", 1, 2, "auto", "mirrored", "one process with 2 GPUs"),
+        ("tf_config", 1, 2, "auto", "mirrored", "one process with 2 GPUs"),
+        ("slurm", 1, 1, "auto", "single", "one process on one device"),
+        ("horovod", 1, 1, "horovod", "single", "horovod names this one process only"),
+        ("openmpi", 1, 2, "horovod", "mirrored", "openmpi names this one process only"),
+        ("tf_config", 1, 0, "multiworker", "single", "tf_config names this one process only"),
+        # asked for, and fitting
+        ("none", 1, 4, "single", "single", None),
+        ("none", 1, 4, "mirrored", "mirrored", None),
+        ("none", 1, 0, "mirrored", "mirrored", None),
+        ("horovod", 1, 4, "single", "single", None),
+        ("horovod", 2, 1, "horovod", "horovod", None),
+        ("openmpi", 2, 1, "horovod", "horovod", None),
+        ("tf_config", 2, 1, "multiworker", "multiworker", None),
+    ],
+)
+def test_the_way_to_run(
+    launcher: Launcher, world_size: int, num_gpus: int, asked: str, chosen: str, why: str | None, tmp_path: Path
+) -> None:
+    machine = among(launcher, world_size, num_gpus)
+    settings, lines = settle(tmp_path, f"distribute.strategy={asked}", machine=machine)
+    assert settings.distribute.strategy == chosen
+    told = [line for line in lines if line.startswith("distribute.strategy")]
+    assert told == ([] if why is None else [f"distribute.strategy = {chosen}: {why}"])
+
+
+@pytest.mark.parametrize(
+    ("launcher", "world_size", "num_gpus", "asked", "message"),
+    [
+        (
+            *("none", 1, 0, "horovod"),
+            "distribute.strategy=horovod does not fit: one process on one device; start it with `horovodrun -np N "
+            "python -m bloodcell_dist.train`, or set distribute.strategy=single or auto",
+        ),
+        ("none", 1, 2, "multiworker", "multiworker does not fit: one process with 2 GPUs; give each process a TF_CONF"),
+        ("none", 1, 2, "horovod", "or set distribute.strategy=mirrored or auto"),
+        ("tf_config", 1, 0, "horovod", "horovod does not fit: one process on one device"),
+        ("horovod", 1, 0, "multiworker", "multiworker does not fit: one process on one device"),
+        ("horovod", 4, 1, "single", "does not fit: 4 processes, started by horovodrun; start one process, or set dis"),
+        (
+            "openmpi",
+            4,
+            1,
+            "mirrored",
+            "4 processes, started by mpirun; start one process, it uses all GPUs of its node",
+        ),
+        ("horovod", 4, 1, "multiworker", "or set distribute.strategy=horovod or auto"),
+        ("tf_config", 2, 1, "horovod", "distribute.strategy=horovod does not fit: TF_CONFIG names 2 workers; start it"),
+        ("tf_config", 2, 1, "mirrored", "or set distribute.strategy=multiworker or auto"),
+        ("slurm", 2, 1, "auto", "srun started 2 processes that cannot find each other; start one with srun and let"),
+        ("slurm", 2, 1, "horovod", "srun started 2 processes that cannot find each other"),
+    ],
+)
+def test_a_way_to_run_that_does_not_fit(
+    launcher: Launcher, world_size: int, num_gpus: int, asked: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        settle(tmp_path, f"distribute.strategy={asked}", machine=among(launcher, world_size, num_gpus))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (CPU, among("horovod", 4)),
+        (among("horovod", 4), CPU),
+        (among("tf_config", 2), among("openmpi", 2)),
+        (among("horovod", 2), among("horovod", 4)),
+    ],
+)
+def test_a_run_goes_on_under_another_launcher(
+    first: Machine, again: Machine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    saved, _ = settle(tmp_path, machine=first)
+    now, _ = settle(tmp_path, machine=again)
+    kept = keep_choices(load_settings(), now, saved, Path("runs/a"))
+    assert kept == saved.model_copy(update={"distribute": now.distribute})
+    before, after = saved.distribute.strategy, now.distribute.strategy
+    assert (f"distribute.strategy is now {after}, it was {before}" in caplog.text) == (before != after)
+
+
+def test_how_the_replicas_work_together_follows_the_command(tmp_path: Path) -> None:
+    first = ["distribute.strategy=mirrored", "distribute.devices=2", "distribute.gradient_compression=float16"]
+    again = ["distribute.strategy=single", "distribute.timeout_s=9"]
+    assert keep(tmp_path, first, again) == settle(tmp_path, *again)[0]
+
+
+# ---- going on
 
 
 def keep(folder: Path, first: list[str], again: list[str], machine: Machine = CPU, data: str | None = None) -> Settings:

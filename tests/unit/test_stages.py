@@ -50,6 +50,20 @@ def test_a_warm_up_takes_half_of_a_stage_at_most(warmup: int, expected: int) -> 
     assert stages.stages[0].schedule.warmup_steps == expected
 
 
+def test_the_stage_before_another() -> None:
+    stages = three()
+    assert [stages.before(stage) for stage in stages.stages] == [None, *stages.stages[:2]]
+    only = lay_out([(1.0, "all", 1.0)], total_steps=3, learning_rate=0.1, warmup_steps=0, shape="constant")
+    assert only.before(only.at(99)) is None
+
+
+def test_the_stage_before_is_found_though_two_train_the_same() -> None:
+    parts = [(0.5, "all", 1.0), (0.5, "all", 1.0)]
+    stages = lay_out(parts, total_steps=10, learning_rate=0.1, warmup_steps=0, shape="constant")
+    assert stages.before(stages.at(9)) is stages.at(0)
+    assert stages.before(stages.at(0)) is None
+
+
 def test_the_plan_in_one_line() -> None:
     assert str(three()) == "head in steps 1 to 10, last:0.4 in steps 11 to 50, all in steps 51 to 100"
 
@@ -68,8 +82,12 @@ def test_a_stage_without_a_step_is_the_persons_mistake() -> None:
 
 
 def test_a_stage_begins_with_its_first_step_and_only_then() -> None:
-    begun: list[str] = []
-    step: Any = StagedStep(three(), lambda stage, now: begun.append((stage.train, now)), lambda *given: (*given, begun[-1]))  # type: ignore[arg-type]
+    begun: list[tuple[str, bool]] = []
+
+    def update(*given: Any) -> Any:
+        return *given, begun[-1]
+
+    step: Any = StagedStep(three(), lambda stage, now: begun.append((stage.train, now)), update)
     head, last, everything = ("head", False), ("last:0.4", True), ("all", False)
     assert [step("rows", number, [0.5]) for number in (8, 9, 10, 11)] == [
         ("rows", 8, [0.5], head),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.config import load_settings, replace
 from bloodcell_dist.data.dataset import ArrayDataset
 from bloodcell_dist.data.prepare import Prepared
@@ -21,8 +23,10 @@ from bloodcell_dist.resolve import Machine
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.settings import Settings
 from bloodcell_dist.start import (
+    Opened,
     begin_run,
     check_begun,
+    check_same_cells,
     default_cache,
     load_data,
     open_run,
@@ -96,6 +100,17 @@ def test_another_machine_finds_the_same_folder() -> None:
     there = replace(here, {"train.precision": "mixed_bfloat16", "train.xla": "on", "train.epochs": 30})
     moved = replace(given, {"data.cache_dir": "/scratch/18"})
     assert run_folder(None, given, here, False) == run_folder(None, moved, there, False)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["strategy=mirrored", "strategy=horovod", "devices=2", "gradient_compression=float16", "timeout_s=9"],
+)
+def test_another_way_to_run_finds_the_same_folder(setting: str) -> None:
+    given, here = settings_of()
+    elsewhere = load_settings(None, [f"distribute.{setting}"])
+    there = replace(here, {"distribute.strategy": "multiworker", "distribute.timeout_s": 9.0})
+    assert run_folder(None, elsewhere, there, False) == run_folder(None, given, here, False)
 
 
 def test_copied_cells_find_the_same_folder(tmp_path: Path) -> None:
@@ -258,6 +273,53 @@ def test_the_seed_decides_the_split(tmp_path: Path, caplog: pytest.LogCaptureFix
         for seed in (0, 0, 1)
     ]
     assert prints[0] == prints[1] != prints[2]
+
+
+# ---- what the other workers are told
+
+
+@pytest.mark.parametrize(("had_begun", "finished"), [(False, False), (True, False), (True, True)])
+def test_what_the_chief_has_found_arrives_as_it_was(had_begun: bool, finished: bool, tmp_path: Path) -> None:
+    settings = settings_of(
+        "train.seed=3",
+        "optimizer.learning_rate=0.1",
+        "data.class_names=[größer, b]",
+        "finetune.stages=[{share: 0.5, train: head}, {share: 0.5}]",
+    )[1]
+    opened = Opened(settings, RunDir(tmp_path / "größer"), had_begun, finished)
+    assert Opened.from_json(json.loads(json.dumps(opened.to_json()))) == opened
+
+
+class Told(Workers):
+    """A worker that is told what others have, and notes what it tells itself."""
+
+    def __init__(self, *others: list[np.ndarray]) -> None:
+        super().__init__()
+        self._others = list(others)
+        self.said: list[list[np.ndarray]] = []
+
+    def exchange(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        self.said.append(list(arrays))
+        return [*self._others[:1], list(arrays), *self._others[1:]] if self._others else [list(arrays)]
+
+
+def said_of(data: Prepared) -> list[np.ndarray]:
+    worker = Told()
+    check_same_cells(worker, data)
+    return worker.said[0]
+
+
+def test_workers_with_the_same_cells_agree() -> None:
+    check_same_cells(Workers(), CELLS)
+    check_same_cells(Told(said_of(cells(0)), said_of(cells(0))), CELLS)
+
+
+def test_workers_with_other_cells_are_named() -> None:
+    ours, theirs = said_of(CELLS), said_of(cells(1))
+    fewer = said_of(dataclasses.replace(CELLS, test=None))
+    for others, ranks in [((ours, theirs), "2"), ((theirs, ours), "1, 2"), ((theirs, theirs), "1"), ((ours, fewer), 2)]:
+        with pytest.raises(UserError, match=f"the cells that rank {ranks} reads are not those of rank 0; put the same"):
+            check_same_cells(Told(*others), CELLS)
 
 
 # ---- initial weights

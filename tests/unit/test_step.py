@@ -293,9 +293,7 @@ def test_training_lowers_the_loss() -> None:
 
 
 def mobilenet(compile: Compile):
-    model = build_classifier(
-        "mobilenetv3small", image_size=SIZE, num_classes=NUM_CLASSES, dropout=0.2, seed=0
-    )
+    model = build_classifier("mobilenetv3small", image_size=SIZE, num_classes=NUM_CLASSES, dropout=0.2, seed=0)
     return call(function(model, compile=compile)), model
 
 

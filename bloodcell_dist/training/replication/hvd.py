@@ -12,13 +12,11 @@ from bloodcell_dist.cluster.lifeline import Lifeline
 from bloodcell_dist.errors import TrainingFailed, UserError
 from bloodcell_dist.training.replication.single import SingleDevice
 
-# Horovod's own limits. Ranks that share few cores import TensorFlow minutes apart, and one may compile much longer than
-# the others: a lost rank is noticed by the lifeline, so Horovod need not be impatient.
-_PATIENCE = {
-    "HOROVOD_GLOO_TIMEOUT_SECONDS": "600",
-    "HOROVOD_STALL_CHECK_TIME_SECONDS": "300",
-    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800",
-}
+# Ranks that share few cores import TensorFlow minutes apart, and horovodrun gives them 30 s.
+_MEETING_S = 600
+# One rank may compile much longer than the others. A lost rank is noticed by the lifeline; this is for one that lives
+# but does not come to its collective, a fault of the program.
+_STALL = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "300", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800"}
 
 
 class Horovod(SingleDevice):
@@ -45,9 +43,9 @@ class Horovod(SingleDevice):
 
 def init(process: ProcessInfo) -> None:
     """Meet the other processes. Raises UserError where Horovod is missing or does not fit the launcher."""
-    for name, value in _PATIENCE.items():
-        if int(os.environ.get(name, 0)) < int(value):
-            os.environ[name] = value
+    os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(_MEETING_S)
+    for name, value in _STALL.items():
+        os.environ.setdefault(name, value)
     try:
         import horovod.tensorflow as hvd
     except ImportError as error:

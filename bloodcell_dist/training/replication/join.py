@@ -8,15 +8,15 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import tensorflow as tf
 
 from bloodcell_dist.cluster.devices import gpus_of, threads_of
-from bloodcell_dist.cluster.environment import ProcessInfo
+from bloodcell_dist.cluster.environment import ALONE, ProcessInfo
 from bloodcell_dist.cluster.lifeline import Ending, Lifeline, connect, listen
-from bloodcell_dist.cluster.wire import ADDRESS_LIMIT
-from bloodcell_dist.cluster.workers import ALONE, Workers
+from bloodcell_dist.cluster.meeting import ADDRESS_LIMIT
+from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.training.replication import hvd, strategies
 from bloodcell_dist.training.replication.base import Replication
@@ -24,10 +24,10 @@ from bloodcell_dist.training.replication.single import SingleDevice
 
 log = logging.getLogger(__name__)
 
-WAIT_S = 600.0  # for the others: ranks that share a few cores, or read the package from a slow disk, start minutes apart
-SAY_AFTER_S = 30.0
+WAIT_S = 600.0
+"""For the others: ranks that share a few cores, or read the package from a slow disk, start minutes apart."""
 
-Strategy = Literal["single", "mirrored", "multiworker", "horovod"]
+SAY_AFTER_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def join(process: ProcessInfo, environ: Mapping[str, str]) -> Joined:
 
 
 def replicate(
-    joined: Joined, name: Strategy, *, devices: int | None = None, gradient_compression: str = "none"
+    joined: Joined, name: str, *, devices: int | None = None, gradient_compression: str = "none"
 ) -> Replication:
     """The way to run of this name for a joined process; `resolve` has seen to it that it fits the launcher."""
     workers = joined.workers
@@ -130,9 +130,7 @@ def _lifeline(process: ProcessInfo, tell_address: Callable[[bytes | None], bytes
         return listener.accept(WAIT_S)
     speaks = process.rank == 1 or process.local_rank == 0  # one word on each node when the chief is lost
     address = tell_address(None)
-    return connect(
-        address, process.rank, process.world_size, process.hostname, speaks=speaks, wait_s=WAIT_S
-    )
+    return connect(address, process.rank, process.world_size, process.hostname, speaks=speaks, wait_s=WAIT_S)
 
 
 @contextlib.contextmanager

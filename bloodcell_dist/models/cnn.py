@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import keras
 
+from bloodcell_dist.models.pooling import PairwiseMaxPooling2D
+
 
 def plain_cnn(input_tensor: keras.KerasTensor) -> keras.Model:
     """Four times 3x3 convolution, BatchNorm, ReLU, pooling; 0.39 M weights; scales its pictures to [-1, 1] itself."""
@@ -13,5 +15,5 @@ def plain_cnn(input_tensor: keras.KerasTensor) -> keras.Model:
         features = convolution(features)
         features = keras.layers.BatchNormalization(name=f"stage{stage}_norm")(features)
         features = keras.layers.ReLU(name=f"stage{stage}_relu")(features)
-        features = keras.layers.MaxPooling2D(name=f"stage{stage}_pool")(features)
+        features = PairwiseMaxPooling2D(name=f"stage{stage}_pool")(features)
     return keras.Model(keras.utils.get_source_inputs(input_tensor), features)

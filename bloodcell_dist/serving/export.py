@@ -11,6 +11,7 @@ import keras
 
 from bloodcell_dist.atomic import atomic_file
 from bloodcell_dist.models.dropout import StatelessDropout
+from bloodcell_dist.models.pooling import PairwiseMaxPooling2D
 from bloodcell_dist.models.stored import CLASS_NAMES
 
 
@@ -44,6 +45,8 @@ def export_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> 
 def _plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     if isinstance(layer, StatelessDropout):
         return keras.layers.Dropout(layer.rate, layer.noise_shape, name=layer.name, dtype=layer.dtype_policy)
+    if isinstance(layer, PairwiseMaxPooling2D):
+        return keras.layers.MaxPooling2D(name=layer.name, dtype=layer.dtype_policy)
     config = layer.get_config()
     if "trainable" in config:
         config["trainable"] = True  # what was frozen in the last stage need not be so for whoever loads the model

@@ -28,6 +28,7 @@ class Mirrored(Replication):
         super().__init__(process, lifeline)
         self.name = name
         self._strategy = strategy
+        self._graphs: dict[Callable[..., Any], Callable[[Any], Any]] = {}
         self._devices = list(strategy.extended.worker_devices)
         self.num_replicas = strategy.num_replicas_in_sync
         self.local_replicas = len(self._devices)
@@ -57,7 +58,19 @@ class Mirrored(Replication):
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, flat)
 
     def _each(self, function: Callable[[tf.Tensor], tf.Tensor], batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return self.local(self.run(function, self._spread(batches)))
+        return self.local(self._on_all(function)(self._spread(batches)))
+
+    def _on_all(self, function: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[Any], Any]:
+        """The function on every replica at once, as one graph.
+
+        `run` would lift a compiled function over all replicas, and XLA refuses a program that spans devices: so it gets
+        a plain one that calls it.
+        """
+        if function not in self._graphs:
+            self._graphs[function] = tf.function(
+                lambda batches: self.run(lambda batch: function(batch), batches), autograph=False
+            )
+        return self._graphs[function]
 
     def _spread(self, arrays: Sequence[np.ndarray]) -> Any:
         """One array on each device of this worker."""

@@ -1,6 +1,7 @@
 """A run in stages: what is frozen stays to the bit, and a kill in any stage changes nothing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,10 +97,10 @@ def test_what_is_frozen_stays_to_the_bit(staged: tuple[Path, str]) -> None:
         assert moved(before, after, "weights/") & frozen == set(), stage
         assert moved(before, after, "optimizer/average/") & frozen == set(), stage
         assert moved(before, after, "optimizer/mean/") & frozen == set(), stage
-    live = {name for name in arrays(folder, 1) if name.startswith("weights/")}
-    assert moved(arrays(folder, LAST_ENDS), arrays(folder, ALL_ENDS), "weights/") == {
-        name.removeprefix("weights/") for name in live
-    }
+    names = {name.removeprefix("weights/") for name in arrays(folder, 1) if name.startswith("weights/")}
+    statistics = {name for name in names if name.rpartition("/")[2] in ("moving_mean", "moving_variance")}
+    assert len(statistics) == 68  # training leaves them alone, evaluation has its own
+    assert moved(arrays(folder, LAST_ENDS), arrays(folder, ALL_ENDS), "weights/") == names - statistics
 
 
 def test_slots_are_kept_where_they_continue(staged: tuple[Path, str]) -> None:
@@ -160,3 +161,30 @@ def test_kills_in_every_stage_and_without_the_weight_file_change_nothing(
     assert expected.keys() == received.keys()
     assert [name for name in expected if not np.array_equal(expected[name], received[name])] == []
     assert RunDir(run).result.exists()
+
+
+def test_layers_that_are_frozen_after_training_get_the_statistics_of_their_weights(tmp_path: Path) -> None:
+    """Training itself keeps none. The stage begins once, also where a run is taken up at its first step."""
+    stages = "finetune.stages=[{share: 0.5, train: all}, {share: 0.5, train: head}]"
+    more = (stages, "model.backbone=cnn", "model.drop_path=0", f"data.cache_dir={tmp_path / 'cache'}")
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    subprocess.run(command(whole, *more), capture_output=True, timeout=300, check=True)
+    ends, total = 6, 12
+
+    def statistics(folder: Path, step: int) -> np.ndarray:
+        found = arrays(folder, step)
+        return np.concatenate([found[f"weights/stage{number}_norm/moving_mean"] for number in range(4)])
+
+    assert np.all(statistics(whole, ends) == 0)
+    assert np.abs(statistics(whole, ends + 1)).max() > 0.01
+    np.testing.assert_array_equal(statistics(whole, total), statistics(whole, ends + 1))
+
+    shutil.copytree(whole, again)
+    for folder in (again / "checkpoints").glob("step-*"):
+        if folder.name > f"step-{ends:08d}":
+            shutil.rmtree(folder)
+    RunDir(again).result.unlink()
+    done = subprocess.run(command(again, *more), capture_output=True, text=True, timeout=300, check=True)
+    assert f"continues after step {ends} of {total}" in done.stdout
+    expected, received = arrays(whole, total), arrays(again, total)
+    assert [name for name in expected if not np.array_equal(expected[name], received[name])] == []

@@ -297,6 +297,26 @@ def mobilenet(compile: Compile):
     return call(function(model, compile=compile)), model
 
 
+def test_training_leaves_the_moving_statistics_alone() -> None:
+    """They would follow each replica's own slices; `models.batchnorm` measures them when they are needed."""
+    keras.utils.set_random_seed(0)
+    pictures = keras.Input((SIZE, SIZE, 3))
+    features = keras.layers.Conv2D(8, 3, strides=4)(pictures)
+    features = keras.layers.BatchNormalization(name="norm")(features)
+    features = keras.layers.GlobalAveragePooling2D()(features)
+    model = keras.Model(pictures, keras.layers.Dense(NUM_CLASSES, dtype="float32")(features))
+    found, _, _ = call(function(model, policy="none"))
+    norm = model.get_layer("norm")
+    assert np.all(norm.moving_mean.numpy() == 0) and np.all(norm.moving_variance.numpy() == 1)
+    with tf.GradientTape() as tape:  # the same gradients as with them
+        logits = model(IMAGES[INDICES].astype(np.float32), training=True)
+        targets = np.eye(NUM_CLASSES)[LABELS[INDICES]]
+        mean = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)(targets, logits)
+    expected = tape.gradient(mean, [variable.value for variable in model.trainable_variables])
+    assert np.abs(norm.moving_mean.numpy()).max() > 0
+    assert distance(found, [gradient.numpy() for gradient in expected]) < 1e-5
+
+
 @pytest.mark.slow
 def test_the_whole_of_mobilenets_gradients_compiles_and_agrees() -> None:
     """Gather, augment (policy `seed`), forward, loss and backward as one `jit_compile=True` program."""

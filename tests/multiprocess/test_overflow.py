@@ -12,8 +12,10 @@ import pytest
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("compression", ["none", "float16"])
-@pytest.mark.parametrize(("kind", "ranks"), [("mirrored", 1), ("horovod", 2), ("multiworker", 2)])
+@pytest.mark.parametrize(
+    ("kind", "ranks", "compression"),
+    [("mirrored", 1, "none"), ("mirrored", 1, "float16"), ("horovod", 2, "float16"), ("multiworker", 2, "none")],
+)
 def test_all_replicas_skip_together(
     kind: str, ranks: int, compression: str, launch: Callable[..., Any], world: Any, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,20 @@ class Trainer:
     def __init__(self, launch: Callable[..., Any], world: Any, cache: Path) -> None:
         self._launch, self._world, self._cache = launch, world, cache
 
+    def _options(self, run: Path, world: Any, more: Sequence[str]) -> list[str]:
+        settings = (*SETTINGS, f"data.cache_dir={self._cache}", *more, *world.settings)
+        return ["--run-dir", str(run), *(part for setting in settings for part in ("--set", setting))]
+
     def start(self, run: Path, kind: str, replicas: int, *more: str) -> Any:
         world = self._world(kind, replicas)
-        settings = (*SETTINGS, f"data.cache_dir={self._cache}", *more, *world.settings)
-        overrides = [part for setting in settings for part in ("--set", setting)]
-        return self._launch(world, ["-m", "bloodcell_dist.train", "--run-dir", run, *overrides])
+        return self._launch(world, ["-m", "bloodcell_dist.train", *self._options(run, world, more)])
+
+    def finish_all(self, runs: Sequence[Path], kind: str, replicas: int) -> None:
+        """One after the other, in one group of processes."""
+        world = self._world(kind, replicas)
+        options = json.dumps([self._options(run, world, ()) for run in runs])
+        launched = self._launch(world, [Path(__file__).with_name("trainings.py"), runs[0].parent, options])
+        assert set(launched.wait()) == {0}, launched.text
 
     def finish(self, run: Path, kind: str, replicas: int, *more: str) -> str:
         launched = self.start(run, kind, replicas, *more)
@@ -158,6 +167,6 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(trainer: Trainer, rank
     assert re.match("stopped by a signal to another rank after step", status["message"])
 
     assert "continues after step" in trainer.finish(run, "horovod", 4, "checkpoint.every_steps=2")
-    for name in ("second", "third"):
-        trainer.finish(tmp_path / name, "horovod", 4)
-        assert_same_bits(tmp_path / name, run)
+    trainer.finish_all([tmp_path / "second", tmp_path / "third"], "horovod", 4)
+    assert_same_bits(tmp_path / "second", run)
+    assert_same_bits(tmp_path / "third", run)

@@ -9,9 +9,9 @@ import tensorflow as tf
 class PairwiseMaxPooling2D(keras.layers.MaxPooling2D):
     """2x2 max pooling as the maximum of four strided slices: float [B, H, W, C] to [B, H // 2, W // 2, C].
 
-    The same function as Keras' layer. Where TensorFlow is to promise equal bits, XLA refuses the gradient of its MaxPool
-    ("do not yet have a deterministic XLA implementation", on CPUs too); this one has it. Among equal values the first
-    gets the gradient.
+    The same function as Keras' layer. Where TensorFlow is to promise equal bits, XLA refuses the gradient of its
+    MaxPool ("do not yet have a deterministic XLA implementation", on CPUs too); this one has it. Among equal values the
+    first gets the gradient.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:

@@ -37,6 +37,11 @@ test: lint $(HOROVOD) ## all checks and all tests, those under real processes to
 fast: $(INSTALLED) ## the tests that take seconds
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not multiprocess and not slurm and not gpu"
 
+.PHONY: gpu-check
+gpu-check: ## test and measure on this machine's GPUs (minutes; ARGS="--time-limit-s 540" and others)
+	$(MAKE) venv EXTRAS=gpu,test
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
+
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-
 from bloodcell_dist.arithmetic import work_out
+from bloodcell_dist.assembly import Assembly
 from bloodcell_dist.atomic import atomic_write_json
-from bloodcell_dist.augment.policies import Policy, build_policy
 from bloodcell_dist.data.cleaning_report import write_cleaning_report
 from bloodcell_dist.data.prepare import Prepared
-from bloodcell_dist.data.sampling import class_weights
-from bloodcell_dist.errors import UserError
-from bloodcell_dist.evaluation.epochs import EpochEnd, Evaluation, Standing
-from bloodcell_dist.evaluation.predict import make_forward
+from bloodcell_dist.evaluation.epochs import EpochEnd, Standing
 from bloodcell_dist.history import rewrite_metrics
-from bloodcell_dist.models.backbones import build_classifier
-from bloodcell_dist.models.finetune import Depth, Part, batchnorm_layers, weight_names
-from bloodcell_dist.models.transfer import load_weights
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.runtime import describe_environment
 from bloodcell_dist.settings import Settings
 from bloodcell_dist.training.checkpoint import Checkpoint, Checkpoints
 from bloodcell_dist.training.checks import with_checks
 from bloodcell_dist.training.loop import Actions, run_loop
-from bloodcell_dist.training.losses import make_loss
-from bloodcell_dist.training.optimizers import make_rule
 from bloodcell_dist.training.preemption import StopRequest
 from bloodcell_dist.training.record import EpochRecord
 from bloodcell_dist.training.replication import Replication
-from bloodcell_dist.training.stages import Stage, StagedStep
-from bloodcell_dist.training.state import TrainingState
-from bloodcell_dist.training.step import Compile, Step, StepFunction, gradient_function
-from bloodcell_dist.training.update import Update
+from bloodcell_dist.training.step import StepFunction
 
 log = logging.getLogger(__name__)
 
@@ -72,153 +57,8 @@ class Session:
         self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
         self._born = time.monotonic()
         self._first_step = 0
-        self._build(weights)
-
-    def _build(self, weights: Path | None) -> None:
-        """Network, optimizer, step and evaluation."""
-        settings, data = self.settings, self.data
-        self._policy = self._augmentation()
-        on, parts = settings.train.xla == "on", settings.train.xla in ("on", "parts")
-        self._compile = Compile(model=on and self._policy.deterministic, parts=parts and self._policy.deterministic)
-        # Only what every worker makes in the same order: with several, each variable made in here is a collective.
-        with self.replication.scope():
-            self.model = build_classifier(
-                settings.model.backbone,
-                image_size=settings.data.image_size,
-                num_classes=len(data.train.class_names),
-                dropout=settings.model.dropout,
-                seed=settings.train.seed,
-                input_size=settings.model.input_size,
-                drop_path=settings.model.drop_path,
-            )
-            self._depth = Depth(self.model)
-            self._update = self._optimizer(parts)
-        if weights is not None:
-            load_weights(self.model, weights, data.train.class_names)
-            self._update.restart_averages()
-        self._step = Step(
-            self._gradients(),
-            self._update,
-            self.replication,
-            images=data.train.images,
-            labels=data.train.labels,
-            per_replica_batch_size=self.arithmetic.per_replica_batch_size,
-        )
-        self.step = StagedStep(self.arithmetic.stages, self._begin_stage, self._step)
-        self.state = TrainingState(self.model, self._update, self.record)
-        self.evaluation = Evaluation(
-            self.model,
-            make_forward(self.model, logits=True, xla=on),
-            self.state,
-            self.replication,
-            train=data.train,
-            plan=self.arithmetic.plan,
-            batch_size=settings.evaluate.batch_size_per_replica,
-            xla=on,
-        )
-
-    def _begin_stage(self, stage: Stage, now: bool) -> None:
-        """Freeze what does not train in a stage; the step, the update and the evaluation are traced anew for it.
-
-        Args:
-            stage: to be in.
-            now: it begins at this step; else it began before a restart.
-        """
-        previous = self.arithmetic.stages.before(stage)
-        if now and previous is not None:
-            self._settle_statistics(previous, stage)
-        variables = self._freeze(stage)
-        self._update.select([self._places[id(variable)] for variable in variables])
-        self._step.renew(self._gradients())
-        self.evaluation.layers_changed()
-        if len(self.settings.finetune.stages) > 1:
-            log.info(
-                "stage %s: steps %d to %d, %s of %s weights train, learning rate up to %.2g",
-                *(stage.train, stage.first_step + 1, stage.end_step),
-                *(f"{sum(math.prod(v.shape) for v in variables):,}", f"{self.model.count_params():,}"),
-                stage.schedule.peak,
-            )
-
-    def _settle_statistics(self, previous: Stage, stage: Stage) -> None:
-        """Where a stage freezes BatchNorm layers that trained, it goes on with statistics of their last weights."""
-        self._freeze(stage)
-        still_live = {id(layer) for layer in batchnorm_layers(self.model)}
-        self._freeze(previous)
-        if any(id(layer) not in still_live for layer in batchnorm_layers(self.model)):
-            self.evaluation.layers_changed()
-            self.evaluation.recalibrate()
-
-    def _freeze(self, stage: Stage) -> list[Any]:
-        """Freeze all but what trains in a stage; the variables that train."""
-        return self._depth.freeze(Part(stage.train, self.settings.finetune.batchnorm == "freeze"))
-
-    def _augmentation(self) -> Policy:
-        settings, size = self.settings, self.arithmetic.per_replica_batch_size
-        policy = build_policy(
-            settings.augment.policy,
-            engine=settings.augment.engine,
-            image_size=settings.data.image_size,
-            num_classes=len(self.data.train.class_names),
-            magnitude=settings.augment.magnitude,
-        )
-        if size % policy.group_size:
-            parts = self.settings.train.global_batch_size // size
-            unit = parts * policy.group_size
-            fitting = -(-self.settings.train.global_batch_size // unit) * unit
-            raise UserError(
-                f"augment.policy={policy.name} mixes cells in groups of {policy.group_size}, and {size} cells per "
-                f"replica and pass are not a multiple of it; use train.global_batch_size={fitting} or another "
-                f"multiple of {unit}"
-            )
-        if not policy.deterministic:
-            log.warning("augment.engine=kerascv is not compiled, and a resumed run will not be bit-identical")
-        return policy
-
-    def _gradients(self) -> Callable[..., Any]:
-        """The gradient function of the weights that train now."""
-        settings, labels, policy = self.settings, self.data.train.labels, self._policy
-        num_classes = len(self.data.train.class_names)
-        weigh = settings.data.balance == "class_weights"
-        loss = make_loss(
-            settings.optimizer.loss,
-            label_smoothing=settings.optimizer.label_smoothing,
-            focal_gamma=settings.optimizer.focal_gamma,
-            class_weights=class_weights(labels, num_classes).tolist() if weigh else None,
-        )
-        return gradient_function(
-            self.model,
-            policy if policy.deterministic else tf.function(policy),  # KerasCV's layers count on autograph
-            loss,
-            num_classes=num_classes,
-            global_batch_size=settings.train.global_batch_size,
-            seed=settings.train.seed,
-            compile=self._compile,
-        )
-
-    def _optimizer(self, xla: bool) -> Update:
-        """The state of the optimizer for all weights that train in any stage."""
-        optimizer, model = self.settings.optimizer, self.model
-        trained = {id(variable) for stage in self.arithmetic.stages.stages for variable in self._freeze(stage)}
-        rates = self._depth.rates(self.settings.finetune.layer_decay)
-        rows = [row for row in zip(model.weights, weight_names(model), rates, strict=True) if id(row[0]) in trained]
-        self._places = {id(variable): place for place, (variable, _, _) in enumerate(rows)}
-        return Update(
-            [variable.value for variable, _, _ in rows],
-            [name for _, name, _ in rows],
-            make_rule(optimizer.name, optimizer.momentum),
-            multipliers=[rate for _, _, rate in rows],
-            weight_decay=optimizer.weight_decay,
-            clip_norm=optimizer.clip_norm,
-            ema_decay=optimizer.ema_decay,
-            loss_scaling=self._scales_loss,
-            xla=xla,
-        )
-
-    @property
-    def _scales_loss(self) -> bool:
-        """Whether anything is computed or sent as float16, whose small numbers are few."""
-        settings = self.settings
-        return settings.train.precision == "mixed_float16" or settings.distribute.gradient_compression == "float16"
+        self.assembly = Assembly(settings, data, self.arithmetic, replication, self.record, weights)
+        self.model, self.evaluation = self.assembly.model, self.assembly.evaluation
 
     def describe(self) -> str:
         """The one line that says how big everything is."""
@@ -243,8 +83,8 @@ class Session:
     def resume(self, checkpoint: Checkpoint | None) -> None:
         """Take up a checkpoint if there is one. A collective: the chief has it, and gives the others what they need."""
         if checkpoint is not None:
-            self.state.restore(checkpoint.arrays)
-            self._update.begin_scaling()
+            self.assembly.state.restore(checkpoint.arrays)
+            self.assembly.update.begin_scaling()
             log.info("the run continues after step %d of %d", checkpoint.step, self.arithmetic.length.total_steps)
         found = checkpoint and {"step": checkpoint.step, "progress": checkpoint.progress}
         taken_up = self.replication.share(found)
@@ -253,8 +93,8 @@ class Session:
             self.standing = Standing(**progress["standing"])
             self.record.seconds = progress["epoch_seconds"]
             self.record.timed_examples = progress["epoch_timed_examples"]
-        self.replication.broadcast(self.state.variables())
-        self.step.enter(min(self._first_step, self.arithmetic.length.total_steps - 1))
+        self.replication.broadcast(self.assembly.state.variables())
+        self.assembly.step.enter(min(self._first_step, self.arithmetic.length.total_steps - 1))
         if self.replication.is_chief:
             rewrite_metrics(self.run.metrics, self.arithmetic.length.finished_epochs(self._first_step))
 
@@ -277,14 +117,14 @@ class Session:
             stages=self.arithmetic.stages,
             epochs=self.arithmetic.length.epochs,
         )
-        step: StepFunction = self.step
+        step: StepFunction = self.assembly.step
         if self.settings.train.checks:
             step = with_checks(
-                self.step,
+                self.assembly.step,
                 self.data.train.labels,
                 len(self.data.train.class_names),
                 self.replication.local,
-                loss_scaling=self._scales_loss,
+                loss_scaling=self.assembly.scales_loss,
             )
         with stop.listening("INT"):
             run_loop(
@@ -311,7 +151,7 @@ class Session:
             "epoch_seconds": self.record.seconds,
             "epoch_timed_examples": self.record.timed_examples,
         }
-        self._checkpoints.save(step, self.state.arrays(), progress)
+        self._checkpoints.save(step, self.assembly.state.arrays(), progress)
 
     def age(self) -> None:
         """Bring the run's lived time up to date."""

@@ -44,9 +44,9 @@ def test_a_training_learns(precision: str, train: Callable[..., str], tmp_path: 
     rows = read_metrics(run.metrics)
     losses = [row["train_loss"] for row in rows]
     skipped = sum(row["skipped_updates"] for row in rows)
-    record_property("train_loss by epoch", losses)
+    record_property("train_loss by epoch", ", ".join(f"{loss:.3f}" for loss in losses))
     record_property("skipped updates", skipped)
-    record_property("images/s of the last epoch", rows[-1]["images_per_s"])
+    record_property("images/s of the last epoch", round(rows[-1]["images_per_s"]))
     assert len(losses) == 4 and np.isfinite(losses).all()
     assert losses[-1] < losses[0]
 

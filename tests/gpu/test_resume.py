@@ -83,6 +83,6 @@ def test_a_killed_training_ends_like_an_undisturbed_one(
     different = [name for name in expected if not np.array_equal(found[name], expected[name])]
     apart = distance(found, expected)
     record_property("arrays that differ", f"{len(different)} of {len(expected)}")
-    record_property("relative distance of the weights", apart)
+    record_property("relative distance of the weights", f"{apart:.1e}")
     print(f"{backbone}: {len(different)} of {len(expected)} arrays differ, the weights by {apart:.1e}", different[:5])
     assert np.isfinite(apart) and apart <= limit

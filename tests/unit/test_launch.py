@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +27,9 @@ class Lifeline:
         self.rank = rank
         self.calls: list[Any] = []
         self.on_end: Any = None
+
+    def exchange(self, data: bytes) -> list[bytes]:
+        return [data, data]
 
     def leave(self) -> None:
         self.calls.append("leave")
@@ -54,12 +59,33 @@ def full_disk() -> OSError:
         (full_disk(), Ending(3, "[Errno 28] No space left on device: '/runs/a'")),
     ],
 )
-def test_a_clear_error_is_told_to_the_others_and_raised(rank: int, error: BaseException, expected: Ending) -> None:
+def test_a_clear_error_is_told_to_the_others_and_raised(
+    rank: int, error: BaseException, expected: Ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lifeline = Lifeline(rank)
-    with pytest.raises(type(error)) as caught, launch.ending_together(joined_with(lifeline)):
+    joined = joined_with(lifeline)
+    with (
+        pytest.raises(type(error) if rank == 0 else SystemExit) as caught,
+        launched(monkeypatch, joined),
+        launch.ending_together(joined),
+    ):
         raise error
-    assert caught.value is error
+    assert error in (caught.value, caught.value.__cause__)
     assert lifeline.calls == [expected]
+
+
+def test_the_chief_writes_its_ending_down_before_the_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers end the chief when another rank has left with an error."""
+    lifeline = Lifeline(0)
+    joined = joined_with(lifeline)
+    with pytest.raises(UserError), launched(monkeypatch, joined):
+        try:
+            with launch.ending_together(joined):
+                raise UserError("wrong")
+        finally:
+            lifeline.calls.append("written")
+    assert lifeline.calls == ["written", Ending(2, "wrong")]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize(
@@ -77,9 +103,15 @@ def test_an_error_that_nobody_expects_may_be_an_echo_and_is_told_with_its_traceb
     assert "raise error" in ending.message
 
 
-def test_ranks_that_stop_on_request_leave_together() -> None:
-    lifeline = Lifeline(0)
-    with pytest.raises(Preempted, match="saved"), launch.ending_together(joined_with(lifeline)):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_stop_on_request_leave_together(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lifeline = Lifeline(rank)
+    joined = joined_with(lifeline)
+    with (
+        pytest.raises(Preempted if rank == 0 else SystemExit),
+        launched(monkeypatch, joined),
+        launch.ending_together(joined),
+    ):
         raise Preempted("saved")
     assert lifeline.calls == ["leave"]
 
@@ -108,6 +140,14 @@ def test_a_problem_with_the_devices_ends_all_before_anything_is_done(among_other
 
 
 # ---- joined while inside
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """The chief ignores SIGTERM on its way out."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -154,7 +194,7 @@ def test_only_the_chief_raises_the_error(error: BaseException, status: int, monk
     with pytest.raises(SystemExit) as ended, launched(monkeypatch, joined_with(other)):
         raise error
     assert (ended.value.code, ended.value.__cause__) == (status, error)
-    assert chief.calls == other.calls == []  # `ending_together` has told it
+    assert other.calls == (["leave"] if status == 75 else [])  # `ending_together` has told the rest
 
 
 def test_alone_there_is_nobody_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:

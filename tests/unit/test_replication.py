@@ -19,8 +19,9 @@ import pytest
 import tensorflow as tf
 
 from bloodcell_dist.cluster.environment import ALONE
+from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.errors import UserError
-from bloodcell_dist.training.replication import Replication, SingleDevice, joined_alone, replicate
+from bloodcell_dist.training.replication import Joined, Replication, SingleDevice, replicate
 from bloodcell_dist.training.replication.hvd import Horovod
 
 BATCHES = np.arange(9 * 8, dtype=np.int32).reshape(9, 8)
@@ -50,7 +51,7 @@ def mapped(replication: Replication, count: int) -> list[Any]:
 
 @pytest.fixture
 def single() -> Replication:
-    return replicate(joined_alone(), "single")
+    return replicate(Joined(Workers()), "single")
 
 
 def test_one_device_is_one_replica(single: Replication) -> None:
@@ -95,7 +96,7 @@ def test_alone_there_is_nobody_to_broadcast_to(single: Replication) -> None:
 
 
 def test_gradients_travel_as_they_are_told_to() -> None:
-    assert replicate(joined_alone(), "single", gradient_compression="float16").compression == tf.float16
+    assert replicate(Joined(Workers()), "single", gradient_compression="float16").compression == tf.float16
 
 
 # ---- several workers
@@ -185,7 +186,7 @@ def test_all_get_the_chiefs_variables_to_the_bit() -> None:
 
 def find_on_two_devices() -> dict[str, Any]:
     """What a process with two logical devices finds."""
-    two = replicate(joined_alone(), "mirrored", devices=2)
+    two = replicate(Joined(Workers()), "mirrored", devices=2)
     found: dict[str, Any] = {
         "size": (two.name, two.num_replicas, two.local_replicas, two.rank, two.world_size),
         "ids": [int(value) for value in two.local(two.run(two.replica_id))],

@@ -5,7 +5,7 @@ each replica, asks for their sum here, then applies it. Nothing else in the pack
 """
 
 from bloodcell_dist.training.replication.base import Replication
-from bloodcell_dist.training.replication.join import Joined, join, joined_alone, replicate
+from bloodcell_dist.training.replication.join import Joined, join, replicate
 from bloodcell_dist.training.replication.single import SingleDevice
 
-__all__ = ["Joined", "Replication", "SingleDevice", "join", "joined_alone", "replicate"]
+__all__ = ["Joined", "Replication", "SingleDevice", "join", "replicate"]

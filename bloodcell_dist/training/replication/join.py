@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from bloodcell_dist.cluster.devices import gpus_of, threads_of
-from bloodcell_dist.cluster.environment import ALONE, ProcessInfo
+from bloodcell_dist.cluster.environment import ProcessInfo
 from bloodcell_dist.cluster.lifeline import Ending, Lifeline, connect, listen
 from bloodcell_dist.cluster.meeting import ADDRESS_LIMIT
 from bloodcell_dist.cluster.workers import Workers
@@ -58,11 +58,6 @@ class Joined:
             record(ending)
 
         lifeline.on_end = tell_and_record
-
-
-def joined_alone() -> Joined:
-    """A process without others that leaves its devices as they are."""
-    return Joined(Workers(ALONE))
 
 
 def join(process: ProcessInfo, environ: Mapping[str, str]) -> Joined:

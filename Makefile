@@ -21,7 +21,7 @@ WORKERS ?= -n 2 --dist loadscope
 .PHONY: help venv horovod demo test fast lint format lock clean
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 venv: $(INSTALLED) ## make .venv and install the package in it, with the versions of constraints.txt
 

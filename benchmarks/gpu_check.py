@@ -643,7 +643,7 @@ class Updates:
         self.per_call: int = session.settings.train.steps_per_call
 
     def seconds_of(self, calls: int) -> float:
-        """Of so many calls of the step, until the device is done. The feed, opened once an epoch, is open already."""
+        """Of so many calls of the step, until the device is done. The feed is opened before and closed after."""
         import numpy as np
 
         session, count = self._session, self.per_call
@@ -652,7 +652,7 @@ class Updates:
         feed = iter(session.replication.feed(batches, [count] * calls))
         feed = itertools.chain([next(feed)], feed)
         begun = time.perf_counter()
-        for indices in feed:
+        for _, indices in zip(range(calls), feed, strict=False):  # does not ask the feed for its end
             rates = [session.arithmetic.stages.learning_rate(self._done + number) for number in range(count)]
             outputs = session.assembly.step(indices, self._done, rates)
             session.record.add(outputs)  # which copies predictions to the host every 20 updates

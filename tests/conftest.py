@@ -17,6 +17,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 for threads in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(threads, "2")
 
+# On a machine with a GPU, several test processes share it.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
 # Weight files that a person keeps must not change what the tests train. Removed when the tests end.
 _keras_home = tempfile.TemporaryDirectory(prefix="keras-home-")
 os.environ["KERAS_HOME"] = _keras_home.name

@@ -8,10 +8,10 @@ machine has to give; then both make as many together. Each rank has the same num
 figures meet whatever else the machine does. An update is the package's own step: gather, augmentation (policy
 `light`), forward, backward, all-reduce, clipping, AdamW; MobileNetV3Small, 96x96 pixels, float32.
 
-Measured on 2 cores (AMD EPYC, virtual), Horovod 0.28.1 with Gloo, 25 November 2026, `--rounds 12`, images/s: one rank
-438; two, each on its own, 863; two together 841. So two ranks train 1.92 times as fast as one (round by round 1.85 to 2.16),
-and the exchange costs 3%. Four runs without the turn "each on its own", in which rank 1 comes from a long wait, gave
-1.71, 1.75, 2.00 and 2.00, some beside other work.
+Measured on 2 cores (AMD EPYC, virtual), Horovod 0.28.1 with Gloo, 25 November 2026, `--rounds 12`, in images/s: one
+rank 438; two, each on its own, 863; two together 841. So two ranks train 1.92 times as fast as one (round by round 1.85
+to 2.16), and the exchange costs 3%. Four runs without the turn "each on its own", in which rank 1 comes from a long
+wait, gave 1.71, 1.75, 2.00 and 2.00, some beside other work.
 """
 
 from __future__ import annotations

@@ -62,6 +62,8 @@ def _result(session: Session, measured: Measured) -> dict[str, Any]:
         last=measured.last,
         images_per_s=standing.examples / max(standing.train_seconds, 1e-9),
         wall_s=standing.wall_seconds,
+        replicas=session.replication.num_replicas,
+        gpu_hours=standing.gpu_seconds / 3600,
         versions=session.environment["versions"],
     )
 

@@ -30,14 +30,14 @@ def this_process() -> ProcessInfo:
 
 
 @contextlib.contextmanager
-def launched(process: ProcessInfo) -> Iterator[Joined]:
-    """Joined to the others while inside; leaves together with them.
+def launched(process: ProcessInfo, asked: str = "auto") -> Iterator[Joined]:
+    """Joined to the others while inside; leaves together with them. `asked`: the setting distribute.strategy.
 
     On other ranks than the chief an exception becomes SystemExit with the same status, so that it is told once.
     """
     runtime.find_devices()
     with runtime.silenced():  # gRPC and XLA announce themselves
-        joined = join(process, os.environ)
+        joined = join(process, os.environ, asked)
     if joined.workers.lifeline is not None:
         joined.workers.lifeline.on_end = _tell
     try:

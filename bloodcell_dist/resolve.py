@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bloodcell_dist.cluster.environment import ALONE, ProcessInfo
+from bloodcell_dist.cluster.fitting import fitting_strategy, remedy
 from bloodcell_dist.config import differences, replace
 from bloodcell_dist.data.sources import detect_source
 from bloodcell_dist.errors import UserError
@@ -43,11 +44,13 @@ class Machine:
         num_gpus: GPUs TensorFlow sees.
         bfloat16: whether they compute in bfloat16 natively (compute capability 8.0 and newer).
         process: this one among those of its launcher.
+        horovod: whether Horovod is installed.
     """
 
     num_gpus: int
     bfloat16: bool = False
     process: ProcessInfo = ALONE
+    horovod: bool = True
 
 
 @dataclass
@@ -190,45 +193,14 @@ def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, c
 
 def _choose_strategy(settings: Settings, machine: Machine, choices: _Choices) -> None:
     asked, process = settings.distribute.strategy, machine.process
-    name, why = fitting_strategy(process, machine.num_gpus)
+    name, why = fitting_strategy(process, machine.num_gpus, asked, horovod=machine.horovod)
     alone_by = {"horovod": ("horovod", "openmpi"), "multiworker": ("tf_config",)}.get(asked, ())
     if asked == "auto":
         choices.take("distribute.strategy", name, why)
     elif process.world_size == 1 and process.launcher in alone_by:
         choices.take("distribute.strategy", name, f"{process.launcher} names this one process only")
     elif asked != name and not (process.world_size == 1 and asked in ("single", "mirrored")):
-        raise UserError(f"distribute.strategy={asked} does not fit: {why}; {_remedy(asked, name)}")
-
-
-def fitting_strategy(process: ProcessInfo, num_gpus: int) -> tuple[str, str]:
-    """The way to run that a launcher and this process's GPUs ask for, and why. UserError if there is none."""
-    count = process.world_size
-    if count == 1:
-        if num_gpus > 1:
-            return "mirrored", f"one process with {num_gpus} GPUs"
-        return "single", "one process on one device"
-    if process.launcher == "tf_config":
-        return "multiworker", f"TF_CONFIG names {count} workers"
-    if process.launcher in ("horovod", "openmpi"):
-        return "horovod", f"{count} processes, started by {LAUNCHERS[process.launcher]}"
-    raise UserError(
-        f"srun started {count} processes that cannot find each other; start one with srun and let it run "
-        f"`horovodrun -np {count} python -m bloodcell_dist.train`, or give each a TF_CONFIG"
-    )
-
-
-LAUNCHERS = {"horovod": "horovodrun", "openmpi": "mpirun"}
-
-
-def _remedy(asked: str, fitting: str) -> str:
-    """How to get the way to run that was asked for, or else what would run."""
-    start = {
-        "horovod": "start it with `horovodrun -np N python -m bloodcell_dist.train`",
-        "multiworker": "give each process a TF_CONFIG that names all workers",
-        "mirrored": "start one process, it uses all GPUs of its node",
-        "single": "start one process",
-    }
-    return f"{start[asked]}, or set distribute.strategy={fitting} or auto"
+        raise UserError(f"distribute.strategy={asked} does not fit: {why}; {remedy(asked, name)}")
 
 
 def _absolute(path: str, folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import platform
@@ -72,7 +73,8 @@ def look_at_machine(process: ProcessInfo = ALONE) -> Machine:
             "TF_CPP_MIN_LOG_LEVEL=0 shows TensorFlow's own reasons"
         )
     capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus]
-    return Machine(len(gpus), bool(gpus) and all(c is not None and c >= (8, 0) for c in capabilities), process)
+    bfloat16 = bool(gpus) and all(c is not None and c >= (8, 0) for c in capabilities)
+    return Machine(len(gpus), bfloat16, process, importlib.util.find_spec("horovod") is not None)
 
 
 def set_up_xla(cache_dir: str | None) -> None:

@@ -56,6 +56,7 @@ class Session:
         self.environment = describe_environment(replication.process) | {"replicas": replication.num_replicas}
         self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
         self._born = time.monotonic()
+        self._num_gpus = replication.num_replicas if any("GPU" in name for name in self.environment["devices"]) else 0
         self._first_step = 0
         self.assembly = Assembly(settings, data, self.arithmetic, replication, self.record, weights)
         self.model, self.evaluation = self.assembly.model, self.assembly.evaluation
@@ -154,7 +155,8 @@ class Session:
         self._checkpoints.save(step, self.assembly.state.arrays(), progress)
 
     def age(self) -> None:
-        """Bring the run's lived time up to date."""
+        """Bring the run's lived time and its GPUs' up to date."""
         now = time.monotonic()
         self.standing.wall_seconds += now - self._born
+        self.standing.gpu_seconds += (now - self._born) * self._num_gpus
         self._born = now

@@ -63,7 +63,8 @@ class Data(Section):
     crop: Positive | None = None
     """Central crop in pixels before resizing (PBC pictures: 200)."""
     cache_dir: Text | None = None
-    """Where decoded sets are kept; null is the user's cache folder, off keeps none."""
+    """Where decoded sets are kept; null is the user's cache folder, off keeps none. $BLOODCELL_SCRATCH: a disk of the
+    node to which they are copied from there."""
     clean: bool = True
     """Leave out exact duplicates and pictures that stand in several classes or many times in one."""
     val_fraction: Annotated[Float, Field(gt=0, lt=0.9)] = 0.1

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bloodcell_dist import logs
-from bloodcell_dist.atomic import atomic_write_json
+from bloodcell_dist.atomic import atomic_write_json, atomic_write_text
 from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.config import dump_yaml, from_text, load_settings, replace, to_text
 from bloodcell_dist.data.prepare import Prepared, Source, prepare
@@ -47,21 +47,23 @@ def settle(
 def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bool) -> RunDir:
     """The folder asked for, or one below runs/ named by the settings, so that the same command finds it again.
 
+    $BLOODCELL_RUNS stands in for runs/ in the working folder.
     The name does not depend on the machine or the launcher: a job that comes back on other nodes, with other scratch or
     another kind or number of GPUs, goes on in the same folder. Debug runs are for looking at, not for continuing: each
     gets its own.
     """
     if asked is not None:
         return RunDir(Path(asked))
+    runs = Path(os.environ.get("BLOODCELL_RUNS") or "runs")
     if debug:
-        return RunDir(Path("runs", time.strftime("debug-%Y%m%d-%H%M%S")))
+        return RunDir(runs / time.strftime("debug-%Y%m%d-%H%M%S"))
     places = {f"data.{name}": getattr(settings.data, name) for name in ("path", "test_path")}
     places["model.weights"] = given.model.weights
     names = {key: place and Path(place).absolute().name for key, place in places.items()}
     chosen = {"data.cache_dir": None, "model.weights_dir": None, "data.source": settings.data.source, **names}
     anyhow = replace(given, chosen).model_copy(update={"distribute": Distribute()})
     digest = hashlib.sha256(dump_yaml(anyhow).encode()).hexdigest()[:8]
-    return RunDir(Path("runs", f"{settings.model.backbone}-{digest}"))
+    return RunDir(runs / f"{settings.model.backbone}-{digest}")
 
 
 def open_run(stack: contextlib.ExitStack, run: RunDir, given: Settings, settings: Settings) -> tuple[Settings, bool]:
@@ -202,6 +204,7 @@ def record_loss(run: RunDir, exit_status: int, message: str) -> None:
 def _recorded_ending(run: RunDir) -> Iterator[None]:
     """Keep status.json: launchers change exit statuses, this file carries the reason past them."""
     atomic_write_json(run.status, {"state": "running", "exit_status": None, "message": ""})
+    _tell_launcher(run)
     exit_status, message = 0, ""
     try:
         yield
@@ -212,6 +215,13 @@ def _recorded_ending(run: RunDir) -> Iterator[None]:
         raise
     finally:
         record_ending(run, exit_status, message)
+
+
+def _tell_launcher(run: RunDir) -> None:
+    """Name the run folder to slurm/lib/job.sh, which looks there for the exit status and for new checkpoints."""
+    if record := os.environ.get("BLOODCELL_RECORD"):
+        with contextlib.suppress(OSError):
+            atomic_write_text(f"{record}.run", str(run.path.absolute()))
 
 
 def repeatable(settings: Settings, num_gpus: int) -> bool:
@@ -240,6 +250,7 @@ def load_data(settings: Settings) -> Prepared:
             cache_dir=_cache_folder(data.cache_dir),
             group_column=data.group_column,
             synthetic_examples=data.synthetic_examples,
+            scratch_dir=os.environ.get("BLOODCELL_SCRATCH") or None,
         ),
         clean_first=data.clean,
         group_near_duplicates=data.group_near_duplicates,

@@ -22,6 +22,7 @@ from bloodcell_dist.launch import ending_together, launched, this_process
 from bloodcell_dist.models import imagenet
 from bloodcell_dist.resolve import Machine
 from bloodcell_dist.session import Session
+from bloodcell_dist.settings import Settings
 from bloodcell_dist.start import (
     Opened,
     begin_run,
@@ -115,18 +116,19 @@ def _beginning(opened: Opened) -> tuple[Checkpoint | None, Path | None]:
     return checkpoint, None if checkpoint else initial_weights(settings, imagenet.obtain)
 
 
-def _xla_cache(options: argparse.Namespace) -> str | None:
-    """The folder that the command names, if it can be read; what is wrong with it, the chief tells in time."""
+def _early(options: argparse.Namespace) -> Settings:
+    """The settings given, for what is to be known at once; what is wrong with them, the chief tells in time."""
     with contextlib.suppress(UserError):
-        return load_settings(options.config, overrides_of(options)).train.xla_cache_dir
-    return None
+        return load_settings(options.config, overrides_of(options))
+    return Settings()
 
 
 def run_training(options: argparse.Namespace) -> None:
     """`train` among the other processes of this one's launcher."""
-    process = this_process()
-    runtime.set_up_xla(_xla_cache(options))
-    with contextlib.nullcontext() if process.is_chief else logs.silence(), launched(process) as joined:
+    process, given = this_process(), _early(options)
+    runtime.set_up_xla(given.train.xla_cache_dir)
+    quiet = contextlib.nullcontext() if process.is_chief else logs.silence()
+    with quiet, launched(process, given.distribute.strategy) as joined:
         train(options, joined)
 
 

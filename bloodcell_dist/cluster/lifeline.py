@@ -161,10 +161,10 @@ class Member(Lifeline):
 class Listener:
     """The chief while it waits for the others."""
 
-    def __init__(self, world_size: int, hostname: str, timeout_s: float) -> None:
+    def __init__(self, world_size: int, hostname: str, agreed: Address | None, timeout_s: float) -> None:
         self._world_size = world_size
         self._timeout_s = timeout_s
-        self._door = Door(world_size, hostname)
+        self._door = Door(world_size, hostname, agreed)
         self.address = self._door.address.encode()
         """For `connect`, at most 512 bytes."""
 
@@ -173,9 +173,12 @@ class Listener:
         return Chief(self._world_size, self._door.gather(wait_s), self._timeout_s)
 
 
-def listen(world_size: int, hostname: str, *, timeout_s: float = TIMEOUT_S) -> Listener:
-    """For rank 0: begin to listen, on all interfaces at a free port. `hostname` is this machine's, for messages too."""
-    return Listener(world_size, hostname, timeout_s)
+def listen(world_size: int, hostname: str, *, agreed: Address | None = None, timeout_s: float = TIMEOUT_S) -> Listener:
+    """For rank 0: begin to listen, on all interfaces. `hostname` is this machine's, for messages too.
+
+    At the first free port of an address that the others know; else at any free port, and they have to be told.
+    """
+    return Listener(world_size, hostname, agreed, timeout_s)
 
 
 def connect(

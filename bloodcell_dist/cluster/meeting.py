@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -12,6 +13,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bloodcell_dist.cluster.wire import Connection, Kind, Message, Peer
@@ -25,18 +27,19 @@ WELCOME_S = 5.0  # longer: the chief may still be on its way to where it answers
 PAUSE_S = 0.1
 
 _SIOCGIFADDR = 0x8915
-_FIREWALL = "is a firewall between the nodes? Every rank connects to rank 0 by TCP, at a port that the system chooses"
+_FIREWALL = "is a firewall between the nodes? Every rank connects to rank 0 by TCP"
 
 
 class Address(NamedTuple):
     """Where the chief waits, and the token that tells the ranks of this run from strangers.
 
+    It waits at one of the ports; 0 stands for any that is free.
     The chief shows the first half of the token to whoever connects, a rank the second to whoever showed it the first.
     So no stranger, at either end, gets to see the half that opens the door.
     """
 
     hosts: list[str]
-    port: int
+    ports: list[int]
     token: str
 
     def encode(self) -> bytes:
@@ -70,14 +73,14 @@ class Address(NamedTuple):
 
 
 class Door:
-    """Where the chief waits for the others."""
+    """Where the chief waits for the others: at the address that was agreed on, else at any port, with a new token."""
 
-    def __init__(self, world_size: int, hostname: str) -> None:
+    def __init__(self, world_size: int, hostname: str, agreed: Address | None = None) -> None:
         self._missing = set(range(1, world_size))
         self._hostname = hostname
-        self._socket = socket.create_server(("", 0), backlog=max(world_size, 128))
-        self._socket.setblocking(False)
-        self.address = Address(own_hosts(hostname), self._socket.getsockname()[1], secrets.token_hex(16))
+        wanted = agreed or Address(own_hosts(hostname), [0], secrets.token_hex(16))
+        self._socket = _open_door(wanted.ports, backlog=max(world_size, 128))
+        self.address = wanted._replace(ports=[self._socket.getsockname()[1]])
 
     def gather(self, wait_s: float) -> list[Peer]:
         """All others in order of rank. Raises TrainingFailed naming those that do not come within `wait_s` seconds."""
@@ -127,6 +130,16 @@ class Door:
         )
 
 
+def _open_door(ports: Sequence[int], backlog: int) -> socket.socket:
+    """A socket that listens at the first of the ports that is free."""
+    for port in ports:
+        with contextlib.suppress(OSError):
+            door = socket.create_server(("", port), backlog=backlog)
+            door.setblocking(False)
+            return door
+    raise TrainingFailed(f"none of the ports {', '.join(map(str, ports))} is free for the other ranks; start it again")
+
+
 def knock(address: Address, rank: int, hostname: str, wait_s: float) -> Peer:
     """Connect to the chief and wait until all others have too. Raises TrainingFailed."""
     chief = _find_chief(address, rank, hostname, wait_s)
@@ -142,12 +155,12 @@ def knock(address: Address, rank: int, hostname: str, wait_s: float) -> Peer:
 
 
 def _find_chief(address: Address, rank: int, hostname: str, wait_s: float) -> Peer:
-    """Try all hosts, one after the other, again and again."""
+    """Try all hosts and ports, one after the other, again and again."""
     deadline = time.monotonic() + wait_s
     while True:
-        for host in address.hosts:
+        for host, port in itertools.product(address.hosts, address.ports):
             try:
-                return _try_host(address, host)
+                return _try(address, host, port)
             except (OSError, UnicodeError) as failure:  # or it is no name that could be one
                 reason = failure
         if time.monotonic() > deadline:
@@ -157,8 +170,8 @@ def _find_chief(address: Address, rank: int, hostname: str, wait_s: float) -> Pe
         time.sleep(PAUSE_S)
 
 
-def _try_host(address: Address, host: str) -> Peer:
-    connection = Connection(socket.create_connection((host, address.port), CONNECT_S))
+def _try(address: Address, host: str, port: int) -> Peer:
+    connection = Connection(socket.create_connection((host, port), CONNECT_S))
     try:
         return address.recognise(connection, connection.wait(WELCOME_S), Kind.WELCOME)
     except BaseException:
@@ -167,7 +180,7 @@ def _try_host(address: Address, host: str) -> Peer:
 
 
 def _places(address: Address) -> str:
-    return f"{', '.join(address.hosts)}, port {address.port}"
+    return f"{', '.join(address.hosts)}, port {' or '.join(map(str, address.ports))}"
 
 
 def own_hosts(hostname: str) -> list[str]:
@@ -175,19 +188,19 @@ def own_hosts(hostname: str) -> list[str]:
     addresses = []
     with contextlib.suppress(OSError):
         addresses = [str(found[4][0]) for found in socket.getaddrinfo(hostname, None, socket.AF_INET)]
-    addresses += _interface_addresses()
+    addresses += interface_addresses()
     far = [address for address in addresses if not address.startswith("127.")]
     return list(dict.fromkeys([hostname, socket.gethostname(), *far, "127.0.0.1"]))
 
 
-def _interface_addresses() -> list[str]:
-    """The first IPv4 address of each network interface; only Linux is asked."""
-    addresses = []
+def interface_addresses() -> dict[str, str]:
+    """The first IPv4 address of each network interface, and the interface's name; only Linux is asked."""
+    addresses = {}
     if sys.platform == "linux":
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             for _, name in socket.if_nameindex():
                 with contextlib.suppress(OSError):  # it has none
                     request = struct.pack("256s", name.encode()[:15])
                     answer = fcntl.ioctl(sock, _SIOCGIFADDR, request)
-                    addresses.append(socket.inet_ntoa(answer[20:24]))
+                    addresses[socket.inet_ntoa(answer[20:24])] = name
     return addresses

@@ -59,6 +59,10 @@ class Lifeline:
         self._thread = threading.Thread(target=self._run, name="lifeline", daemon=True)
         self._thread.start()
 
+    def addresses(self) -> dict[int, tuple[str, str]]:
+        """Rank of each peer to the IP addresses of this end and of its end of the connection."""
+        return {peer.rank: peer.connection.ends for peer in self._peers}
+
     def exchange(self, data: bytes) -> list[bytes]:
         """Collective: the data of all ranks, in order of rank.
 

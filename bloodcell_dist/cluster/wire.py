@@ -63,6 +63,11 @@ class Connection:
         self._outgoing: deque[memoryview] = deque()
 
     @property
+    def ends(self) -> tuple[str, str]:
+        """The IP addresses of this end and of the other."""
+        return self._socket.getsockname()[0], self._socket.getpeername()[0]
+
+    @property
     def pending(self) -> bool:
         """Whether something waits to be sent."""
         return bool(self._outgoing)

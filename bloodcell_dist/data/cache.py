@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,17 +36,46 @@ def describe_files(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     return [(path, found.st_size, found.st_mtime_ns) for path, found in status]
 
 
-def cached(cache_dir: Path | None, key: Mapping[str, Any], build: Build) -> ArrayDataset:
+def cached(
+    cache_dir: Path | None, key: Mapping[str, Any], build: Build, scratch_dir: Path | None = None
+) -> ArrayDataset:
     """The set that `build` makes, from the cache if an intact copy is there.
 
     key: JSON values that say all that the decoded set depends on. build: gets the `Allocate` to put its
-    images in. Returns images as a read-only memory map; without `cache_dir` an array in memory. A damaged
-    copy (its checksum is compared each time, 3 GB/s were measured) is built anew. Raises UserError for a folder that
-    cannot be written and for cells that cannot be read.
+    images in. scratch_dir: a disk of this node, to which the set is copied and from where it is then read; one that
+    cannot be used is left alone. Returns images as a read-only memory map; without `cache_dir` an array in memory. A
+    damaged copy (its checksum is compared each time, 3 GB/s were measured) is built anew. Raises UserError for a
+    folder that cannot be written and for cells that cannot be read.
     """
     if cache_dir is None:
         return _decode(build, in_memory)
     digest = hashlib.sha256(json.dumps({"format": _FORMAT, **key}, sort_keys=True).encode()).hexdigest()[:20]
+    if scratch_dir is not None:
+        try:
+            return _on_scratch(cache_dir, digest, key, build, scratch_dir / "bloodcell_dist" / digest)
+        except OSError as error:
+            _log.warning("%s cannot be used (%s); reads from %s", scratch_dir, error.strerror or error, cache_dir)
+    return _in_cache(cache_dir, digest, key, build)
+
+
+def _on_scratch(cache_dir: Path, digest: str, key: Mapping[str, Any], build: Build, folder: Path) -> ArrayDataset:
+    """The set from this node's own disk. Its processes come at once: the first copies it, the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "lock") as alone:
+        found = _load(folder)
+        if found is not None:
+            return found
+        shared = _in_cache(cache_dir, digest, key, build)
+        if alone:
+            sweep(folder)
+        _log.info("copying the decoded cells to %s", folder)
+        for name in ("images.npy", "dataset.json"):  # in this order, as when they are built
+            with atomic_file(folder / name) as temporary:
+                shutil.copyfile(cache_dir / digest / name, temporary)
+        return _load(folder) or shared
+
+
+def _in_cache(cache_dir: Path, digest: str, key: Mapping[str, Any], build: Build) -> ArrayDataset:
     folder = cache_dir / digest
     try:
         folder.mkdir(parents=True, exist_ok=True)

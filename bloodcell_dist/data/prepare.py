@@ -51,6 +51,7 @@ class Source:
     cache_dir: str | None
     group_column: str | None
     synthetic_examples: int
+    scratch_dir: str | None = None
 
     def load(self, seed: int) -> ArrayDataset:
         """The cells to learn from, with the source's own partition if it has one."""
@@ -78,6 +79,7 @@ class Source:
             image_size=self.image_size,
             crop=self.crop,
             cache_dir=self.cache_dir,
+            scratch_dir=self.scratch_dir,
             group_column=group_column,
             seed=seed,
             synthetic_examples=synthetic_examples,

@@ -28,6 +28,7 @@ def load_dataset(
     image_size: int = 96,
     crop: int | None = None,
     cache_dir: str | Path | None = None,
+    scratch_dir: str | Path | None = None,
     group_column: str | None = None,
     seed: int = 0,
     synthetic_examples: int = 2400,
@@ -37,6 +38,7 @@ def load_dataset(
     source: one of SOURCES, or "auto" to tell from `path`. path: file or folder; not used by "synthetic".
     crop: side in pixels of the central square that is cut out before resizing; None takes the largest.
     cache_dir: where the decoded set is kept and memory-mapped from; None decodes into memory.
+    scratch_dir: a disk of this node, to which the decoded set is copied and from where it is mapped instead.
     group_column: an array of that name (npz) or a column of groups.csv or index.csv (folder).
     seed, synthetic_examples: which cells are drawn, and how many; only for "synthetic".
     Raises UserError naming the key or file for whatever does not fit.
@@ -45,7 +47,7 @@ def load_dataset(
     names = tuple(class_names) if class_names else None
     if source == "synthetic":
         key, build = _synthetic(names, image_size, seed, synthetic_examples)
-        return cached(_folder(cache_dir), key, build)
+        return cached(_folder(cache_dir), key, build, _folder(scratch_dir))
     place = _existing(path)
     kind = detect_source(place) if source == "auto" else source
     settings = {"class_names": names, "image_size": image_size, "crop": crop, "group_column": group_column}
@@ -55,7 +57,7 @@ def load_dataset(
         key, build = _archive(kind, place, settings)
     else:
         raise UserError(f"data.source={source}; expected auto, {', '.join(SOURCES)}")
-    return cached(_folder(cache_dir), {"source": kind, **settings, **key}, build)
+    return cached(_folder(cache_dir), {"source": kind, **settings, **key}, build, _folder(scratch_dir))
 
 
 def detect_source(path: str | Path) -> str:

@@ -43,6 +43,7 @@ class Standing:
         train_seconds: spent in training steps.
         examples: trained on in that time; the first step of each life, which compiles, is not counted.
         wall_seconds: lived, all lives of the run together.
+        gpu_seconds: the same, times the GPUs in use.
     """
 
     best_epoch: int | None = None
@@ -51,6 +52,7 @@ class Standing:
     train_seconds: float = 0.0
     examples: int = 0
     wall_seconds: float = 0.0
+    gpu_seconds: float = 0.0
 
     def note(self, epoch: int, step: int, value: float, lower_is_better: bool) -> bool:
         """Whether this epoch is the best so far; the earlier one wins a tie, any number beats NaN."""

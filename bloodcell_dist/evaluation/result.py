@@ -4,6 +4,8 @@ format              1; a change that breaks readers raises it
 run_id, created     identity for life; ISO 8601 time at which the result was made
 backbone, class_names, seed, epochs, select_by
 images_per_s, wall_s    training speed and time, all lives of the run together
+replicas            that worked together in the last life
+gpu_hours           hours lived times GPUs in use, all lives together; 0 without GPUs
 versions            package to version
 train_loss …        the selected (best) model: train_, val_ and test_ with each of loss, accuracy, precision, recall,
                     auc, macro_f1, balanced_accuracy; null where there is no such split. train_ is measured while
@@ -61,6 +63,8 @@ def build_result(
     last: ModelScores,
     images_per_s: float,
     wall_s: float,
+    replicas: int,
+    gpu_hours: float,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of result.json in JSON's own types (NaN becomes null); the module says what the keys mean.
@@ -80,6 +84,8 @@ def build_result(
             "select_by": select_by,
             "images_per_s": images_per_s,
             "wall_s": wall_s,
+            "replicas": replicas,
+            "gpu_hours": gpu_hours,
             "versions": versions,
             **_flat_metrics(best),
             "intervals": _flat_intervals(best),

@@ -152,7 +152,7 @@ def own_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def launched(monkeypatch: pytest.MonkeyPatch, joined: Joined) -> Any:
-    monkeypatch.setattr(launch, "join", lambda process, environ: joined)
+    monkeypatch.setattr(launch, "join", lambda process, environ, asked: joined)
     with launch.launched(ALONE) as found:
         assert found is joined
         yield

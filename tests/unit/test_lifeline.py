@@ -484,7 +484,7 @@ def test_a_rank_that_does_not_come_is_named() -> None:
 def test_a_chief_that_cannot_be_reached_is_named_with_all_its_addresses() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    address = meeting.Address(["127.0.0.1", "127.0.0.2"], port, "0" * 32)
+    address = meeting.Address(["127.0.0.1", "127.0.0.2"], [port], "0" * 32)
     with pytest.raises(TrainingFailed) as caught:
         connect(address.encode() + bytes(99), 3, 4, "n2", speaks=False, wait_s=0.2)
     assert f"rank 3 on n2 cannot reach rank 0 at 127.0.0.1, 127.0.0.2, port {port} (" in str(caught.value)
@@ -493,7 +493,7 @@ def test_a_chief_that_cannot_be_reached_is_named_with_all_its_addresses() -> Non
 
 def test_an_address_is_short_and_keeps_loopback() -> None:
     hosts = [f"10.0.0.{n}" for n in range(99)]
-    address = meeting.Address(["n1", *hosts, "127.0.0.1"], 65535, "0" * 32).encode()
+    address = meeting.Address(["n1", *hosts, "127.0.0.1"], [65535], "0" * 32).encode()
     assert len(address) <= 512
     decoded = meeting.Address.decode(address)
     assert decoded.hosts == ["n1", *hosts[: len(decoded.hosts) - 2], "127.0.0.1"]

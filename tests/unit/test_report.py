@@ -88,6 +88,8 @@ def make_result(val: float = 0.98, test: float | None = 0.9, **changed: Any) -> 
         "last": ModelScores(13, 1176, splits),
         "images_per_s": 431.2,
         "wall_s": 3725.0,
+        "replicas": 1,
+        "gpu_hours": 0.5,
         "versions": {"numpy": "2.0.2"},
     }
     return build_result(**settings | changed)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
 from bloodcell_dist.cluster.environment import ProcessInfo
 from bloodcell_dist.cluster.lifeline import Lifeline
+from bloodcell_dist.cluster.rendezvous import Network, horovod_variables
+from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.errors import TrainingFailed, UserError
 from bloodcell_dist.training.replication.single import SingleDevice
 
@@ -63,6 +67,60 @@ def init(process: ProcessInfo) -> None:
             f"{hvd.rank()} of {hvd.size()}: this Horovod was built without what the launcher needs (mpirun needs MPI); "
             "start with horovodrun, or build it anew with scripts/install_horovod.sh"
         )
+
+
+def is_installed() -> bool:
+    """Whether there is a Horovod to import; it may still lack what is needed."""
+    return importlib.util.find_spec("horovod") is not None
+
+
+def meet(workers: Workers, network: Network, environ: Mapping[str, str]) -> None:
+    """Meet the other tasks of a Slurm step: by MPI where srun offers it and Horovod has it, else by Gloo. A collective.
+
+    Gloo needs a rendezvous server, which horovodrun would have started: it runs on rank 0 for that moment.
+    """
+    if workers.any(not _by_mpi(environ)):
+        with _rendezvous(workers, network) as port:
+            os.environ.update(horovod_variables(workers.process, network, workers.share(port)) | _own(environ))
+            init(workers.process)
+            workers.barrier()
+    else:
+        init(workers.process)
+
+
+def _by_mpi(environ: Mapping[str, str]) -> bool:
+    """Whether the step was started with `srun --mpi=pmix`, and this Horovod was built with MPI."""
+    if "PMIX_RANK" not in environ or environ.get("HOROVOD_CONTROLLER", "mpi").lower() != "mpi":
+        return False
+    try:
+        import horovod.tensorflow as hvd
+    except ImportError:
+        return False  # `init` says what is missing
+    return bool(hvd.mpi_built())
+
+
+def _own(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the user has set about the network stays."""
+    return {name: environ[name] for name in ("HOROVOD_GLOO_IFACE",) if name in environ}
+
+
+@contextlib.contextmanager
+def _rendezvous(workers: Workers, network: Network) -> Iterator[int | None]:
+    """On rank 0 the port of a rendezvous server while inside."""
+    if not workers.is_chief:
+        yield None
+        return
+    from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
+    from horovod.runner.http.http_server import RendezvousServer
+
+    server = RendezvousServer()
+    port = server.start()
+    slots = [HostInfo(f"node{node}", network.nodes.count(node)) for node in sorted(set(network.nodes))]
+    server.init(get_host_assignments(slots, workers.world_size, workers.world_size))
+    try:
+        yield port
+    finally:
+        server.stop()
 
 
 def tell_address(address: bytes | None, size: int) -> bytes:

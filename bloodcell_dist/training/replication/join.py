@@ -14,8 +14,10 @@ import tensorflow as tf
 
 from bloodcell_dist.cluster.devices import gpus_of, threads_of
 from bloodcell_dist.cluster.environment import ProcessInfo
+from bloodcell_dist.cluster.fitting import fitting_strategy
 from bloodcell_dist.cluster.lifeline import Ending, Lifeline, connect, listen
-from bloodcell_dist.cluster.meeting import ADDRESS_LIMIT
+from bloodcell_dist.cluster.meeting import ADDRESS_LIMIT, Address
+from bloodcell_dist.cluster.rendezvous import Network, agreed_address, find_network, make_tf_config, nccl_variables
 from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.training.replication import hvd, strategies
@@ -60,8 +62,13 @@ class Joined:
         lifeline.on_end = tell_and_record
 
 
-def join(process: ProcessInfo, environ: Mapping[str, str]) -> Joined:
+def join(process: ProcessInfo, environ: Mapping[str, str], asked: str = "auto") -> Joined:
     """Take this process's devices and meet the others of its launcher. Call it before TensorFlow has been used.
+
+    Args:
+        process: who this is.
+        environ: of this process.
+        asked: the setting distribute.strategy, which decides where the launcher does not (srun).
 
     Raises:
         UserError: this Horovod does not fit the launcher.
@@ -69,6 +76,8 @@ def join(process: ProcessInfo, environ: Mapping[str, str]) -> Joined:
     """
     gpus, problem = _take_devices(process, environ)
     strategy, lifeline = None, None
+    if process.world_size > 1 and process.launcher == "slurm":
+        return _join_step(process, environ, asked, gpus, problem)
     if process.world_size > 1 and process.launcher in ("horovod", "openmpi"):
         with _telling("Horovod"):
             hvd.init(process)
@@ -78,6 +87,46 @@ def join(process: ProcessInfo, environ: Mapping[str, str]) -> Joined:
             strategy = strategies.meet()
             lifeline = _lifeline(process, lambda address: strategies.tell_address(strategy, address, ADDRESS_LIMIT))
     return Joined(Workers(process, lifeline), gpus, strategy, problem)
+
+
+def _join_step(
+    process: ProcessInfo, environ: Mapping[str, str], asked: str, num_gpus: int, problem: UserError | None
+) -> Joined:
+    """Among the tasks of a Slurm step: the lifeline comes first, and brings what Horovod or TensorFlow need."""
+    with _telling("srun"):
+        address = agreed_address(process, environ)
+        lifeline = _lifeline(process, lambda _: address.encode(), agreed=address)
+    workers, name = Workers(process, lifeline), None
+    if workers.is_chief:
+        try:
+            name, _ = fitting_strategy(process, num_gpus, asked, horovod=hvd.is_installed())
+        except UserError as error:
+            problem = problem or error
+    name = workers.share(name)
+    if workers.any(problem is not None):
+        return Joined(workers, num_gpus, None, problem or UserError("another rank cannot take part; it says why"))
+    network = find_network(workers)
+    _tell_network(network, process)
+    strategy = None
+    if name == "horovod":
+        hvd.meet(workers, network, environ)
+    elif name == "multiworker":
+        os.environ["TF_CONFIG"] = make_tf_config(workers, network)
+        strategy = strategies.meet()
+    return Joined(workers, num_gpus, strategy)
+
+
+def _tell_network(network: Network, process: ProcessInfo) -> None:
+    """Choose the interface for NCCL, unless the user has, and say it."""
+    for key, value in nccl_variables(network, process.node_rank).items():
+        os.environ.setdefault(key, value)
+    if len(network.addresses) > 1:
+        log.info(
+            "network: nodes %s, here by %s; NCCL by %s",
+            ", ".join(network.addresses),
+            network.interface(process.node_rank),
+            os.environ["NCCL_SOCKET_IFNAME"],
+        )
 
 
 def replicate(
@@ -117,10 +166,12 @@ def _take_devices(process: ProcessInfo, environ: Mapping[str, str]) -> tuple[int
     return len(mine), problem
 
 
-def _lifeline(process: ProcessInfo, tell_address: Callable[[bytes | None], bytes]) -> Lifeline:
-    """The lifeline between workers that can tell each other a few bytes already."""
+def _lifeline(
+    process: ProcessInfo, tell_address: Callable[[bytes | None], bytes], agreed: Address | None = None
+) -> Lifeline:
+    """The lifeline between workers that can tell each other a few bytes already, or have agreed on an address."""
     if process.is_chief:
-        listener = listen(process.world_size, process.hostname)
+        listener = listen(process.world_size, process.hostname, agreed=agreed)
         tell_address(listener.address)
         return listener.accept(WAIT_S)
     speaks = process.rank == 1 or process.local_rank == 0  # one word on each node when the chief is lost

@@ -1,0 +1,237 @@
+# shellcheck shell=bash
+# What the batch scripts in slurm/ share. They source it and call
+#
+#     bloodcell_job ARGUMENT...      one training, `python -m bloodcell_dist.train ARGUMENT...`, over the tasks of the job
+#     bloodcell_run COMMAND...       one process in the environment that site.env names
+#
+# A training survives what happens to jobs: before its time limit (--signal=B:USR1@…), on preemption and on requeue it
+# saves a checkpoint and ends with exit status 75, and the job goes back into the queue, where it keeps its number, its
+# log and its run folder. A rank or a node that is lost, or a crash, costs what came after the last checkpoint; a run
+# that ends BLOODCELL_MAX_FAILURES times (3) without a new checkpoint is given up. scancel stops it, with a checkpoint.
+# Bad input (exit status 2) is told at once and not tried again.
+#
+# Settings of the site stand in slurm/site.env (see site.env.example) or in the environment of sbatch, which wins.
+set -euo pipefail
+
+slurm_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+configs=$(dirname "$slurm_folder")/configs # the templates use it
+
+BLOODCELL_MAX_STARTS=${BLOODCELL_MAX_STARTS:-10} # without a new checkpoint, whatever ended them
+
+say() { printf '%s bloodcell: %s\n' "$(date +%Y-%m-%dT%H:%M:%S)" "$*"; }
+
+read_site() { # settings of the site; those in the environment win
+    local file=${BLOODCELL_SITE:-$slurm_folder/site.env} given
+    [ -f "$file" ] || return 0
+    given=$(export -p | grep -E '^declare -x (BLOODCELL|SBATCH)_' || true)
+    set -a +u # modules and their scripts are not written for -u
+    # shellcheck disable=SC1090
+    . "$file"
+    set +a -u
+    eval "${given//declare -x/export}"
+}
+read_site
+
+# `bash slurm/train_….sh` outside a job submits it, with the account and the partition of site.env.
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+    command -v sbatch >/dev/null || {
+        echo "There is no sbatch here. On one machine: bloodcell-dist train --config configs/….yaml" >&2
+        exit 2
+    }
+    exec sbatch "$0" "$@"
+fi
+
+# In `scontrol` and `scancel`, the number of an array's first task stands for all of them.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+
+in_environment=() # what begins every command
+enter_environment() {
+    if [ -n "${BLOODCELL_CONTAINER:-}" ]; then
+        local options
+        read -ra options <<<"${BLOODCELL_CONTAINER_OPTIONS:-}"
+        in_environment=(apptainer exec --nv ${options[@]+"${options[@]}"} "$BLOODCELL_CONTAINER")
+    else
+        local venv=${BLOODCELL_VENV:-$(dirname "$slurm_folder")/.venv}
+        [ ! -d "$venv/bin" ] || export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
+    fi
+    if [ "$(type -t site_setup)" = function ]; then
+        set +eu
+        site_setup # module load …
+        set -eu
+    fi
+    bloodcell_run python -c 'import bloodcell_dist' && return
+    say "no Python with bloodcell_dist on $(hostname): set BLOODCELL_VENV or BLOODCELL_CONTAINER in $slurm_folder/site.env"
+    exit 2
+}
+
+bloodcell_run() { ${in_environment[@]+"${in_environment[@]}"} "$@"; }
+
+enter_environment
+
+# ---- what is remembered between the lives of a job
+
+export BLOODCELL_RUNS=${BLOODCELL_RUNS:-$PWD/runs}
+case $BLOODCELL_RUNS in /*) ;; *) BLOODCELL_RUNS=$PWD/$BLOODCELL_RUNS ;; esac
+export BLOODCELL_RECORD=${BLOODCELL_RECORD:-$BLOODCELL_RUNS/.jobs/$job}
+
+record() { printf '%s %s\n' "$(date +%Y-%m-%dT%H:%M:%S%z)" "$*" >>"$BLOODCELL_RECORD"; }
+
+# The training names its run folder in .run; .run-before is what it named in an earlier life.
+run_folder() { cat "$BLOODCELL_RECORD.run" 2>/dev/null || cat "$BLOODCELL_RECORD.run-before" 2>/dev/null || true; }
+
+newest_checkpoint() {
+    local run newest=none checkpoint
+    run=$(run_folder)
+    if [ -n "$run" ]; then
+        for checkpoint in "$run"/checkpoints/step-*; do # in order: their numbers have leading zeros
+            [ ! -d "$checkpoint" ] || newest=${checkpoint##*/}
+        done
+    fi
+    echo "$newest"
+}
+
+count_fruitless() { # failed|started: lives since the newest checkpoint came
+    awk -v now="at=$(newest_checkpoint)" -v what="$1" '
+        $2 == "start" && $NF != now { failed = started = 0 }
+        $2 == "start" { started += same = ($NF == now) }
+        $2 == "end" && /failed/ { failed += same }
+        END { print (what == "failed" ? failed : started) + 0 }' "$BLOODCELL_RECORD"
+}
+
+last_words() { # the exit status that the chief of this life has written down: srun may make another of it
+    [ -f "$BLOODCELL_RECORD.run" ] || return 0
+    sed -n 's/.*"exit_status": *\([0-9][0-9]*\).*/\1/p' "$(cat "$BLOODCELL_RECORD.run")/status.json" 2>/dev/null || true
+}
+
+# ---- one life
+
+stopping='' interrupted='' training=''
+
+hear_usr1() { # the time limit is near, or somebody asks
+    interrupted=yes
+    [ -z "$stopping" ] || return 0
+    stopping=yes
+    say "USR1: the training saves a checkpoint"
+    # Without --batch it goes to the steps, to all ranks; --full adds the children of this script, horovodrun's.
+    scancel ${signal_children[@]+"${signal_children[@]}"} --signal=USR1 "$job" || true
+}
+signal_children=()
+trap hear_usr1 USR1
+trap 'interrupted=yes' TERM CONT # Slurm, cancelling or preempting, sends them to all ranks too: they save and end
+
+start_training() { # ARGUMENT...
+    local python=(${in_environment[@]+"${in_environment[@]}"} python -m bloodcell_dist.train)
+    local step=(srun --kill-on-bad-exit=1 --export=ALL)
+    local per_task=${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}
+    # Only this step's ranks know it: so no stranger on the network can pass for one.
+    BLOODCELL_TOKEN=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
+    export BLOODCELL_TOKEN
+    case ${BLOODCELL_LAUNCHER:-auto} in
+    auto) "${step[@]}" --mpi=none ${per_task:+"$per_task"} "${python[@]}" "$@" & ;;
+    pmix) "${step[@]}" --mpi=pmix ${per_task:+"$per_task"} "${python[@]}" "$@" & ;;
+    multiworker) # a task per node takes all its GPUs and cores
+        "${step[@]}" --mpi=none --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+            --cpus-per-task="$SLURM_CPUS_ON_NODE" "${python[@]}" "$@" --set distribute.strategy=multiworker & ;;
+    horovodrun) # by ssh, where there are several nodes
+        local hosts='' node per_node=${SLURM_TASKS_PER_NODE%%(*}
+        for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do hosts+=${hosts:+,}$node:$per_node; done
+        signal_children=(--full)
+        (
+            trap '' USR1 # for the ranks, which take it up again; horovodrun would end with it
+            exec ${in_environment[@]+"${in_environment[@]}"} horovodrun --gloo -np "$((per_node * SLURM_JOB_NUM_NODES))" \
+                -H "$hosts" python -m bloodcell_dist.train "$@"
+        ) &
+        ;;
+    *)
+        say "BLOODCELL_LAUNCHER=$BLOODCELL_LAUNCHER is unknown; it is auto, pmix, multiworker or horovodrun"
+        exit 2
+        ;;
+    esac
+    training=$!
+}
+
+wait_for_training() { # its exit status; a signal only interrupts the waiting
+    local status=0 seen
+    while :; do
+        interrupted=''
+        seen=0
+        wait "$training" || seen=$?
+        [ "$seen" = 127 ] || status=$seen # 127: it was gone already when the last signal came
+        [ -n "$interrupted" ] || break
+    done
+    return "$status"
+}
+
+check_machine() { # ARGUMENT...
+    local check=${BLOODCELL_PREFLIGHT:-stop}
+    [ "$check" != off ] || return 0
+    bloodcell_run bloodcell-dist doctor --quick "$@" || [ "$check" = warn ]
+}
+
+bloodcell_job() { # ARGUMENT...
+    local restart=${SLURM_RESTART_COUNT:-0} status=0 said started
+    [ -z "${BLOODCELL_TEST_SET:-}" ] || set -- --set "data.test_path=$BLOODCELL_TEST_SET" "$@"
+    export BLOODCELL_SCRATCH=${BLOODCELL_SCRATCH:-${SLURM_TMPDIR:-}}
+    mkdir -p "$(dirname "$BLOODCELL_RECORD")"
+    [ "$restart" != 0 ] || rm -f "$BLOODCELL_RECORD" "$BLOODCELL_RECORD".run* # of an older job with this number
+    [ ! -f "$BLOODCELL_RECORD.run" ] || mv "$BLOODCELL_RECORD.run" "$BLOODCELL_RECORD.run-before"
+    record "start job=$job restart=$restart nodes=$SLURM_JOB_NODELIST at=$(newest_checkpoint)"
+    say "job $job ($SLURM_JOB_NAME), start $((restart + 1)), nodes $SLURM_JOB_NODELIST"
+
+    started=$(count_fruitless started)
+    if [ "$started" -gt "$BLOODCELL_MAX_STARTS" ]; then
+        give_up 3 "was started $started times without a new checkpoint"
+    fi
+    if ! check_machine "$@"; then
+        [ "$restart" = 0 ] || end_failed 3 # it was well before, so this node is not
+        stop_for_good 2 "the check above found an error (BLOODCELL_PREFLIGHT=warn goes on anyway)"
+    fi
+    start_training "$@"
+    wait_for_training || status=$?
+    said=$(last_words)
+    status=${said:-$status}
+    case $status in
+    0) record "end status=0 done" ;;
+    2) stop_for_good 2 "bad input, see above" ;;
+    75) requeue 75 requeued ;;
+    *)
+        [ -z "$stopping" ] || requeue "$status" "requeued: it was asked to stop and left no checkpoint of that moment"
+        end_failed "$status"
+        ;;
+    esac
+}
+
+end_failed() { # STATUS
+    local failures=$(($(count_fruitless failed) + 1))
+    if [ "$failures" -ge "${BLOODCELL_MAX_FAILURES:-3}" ]; then
+        give_up "$1" "ended $failures times in a row without a new checkpoint, at last with exit status $1"
+    fi
+    requeue "$1" "failed $failures of ${BLOODCELL_MAX_FAILURES:-3} times, requeued"
+}
+
+give_up() { # STATUS WHY
+    record "end status=$1 stopped: $2"
+    say "GIVEN UP: the training $2; see above for the reason. Mended? Submit it again, it goes on from its last checkpoint"
+    exit "$1"
+}
+
+stop_for_good() { # STATUS WHY
+    record "end status=$1 stopped: $2"
+    say "stopped: $2"
+    exit "$1"
+}
+
+requeue() { # STATUS WHAT
+    local state
+    state=$(scontrol show job "$job" 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1) || state=unknown
+    if [ "$state" != RUNNING ]; then # cancelled, preempted or requeued by others: Slurm knows what comes next
+        record "end status=$1 ${2/requeued/left to Slurm}"
+        say "exit status $1; Slurm ends this job itself ($state)"
+        exit "$1"
+    fi
+    record "end status=$1 $2"
+    say "exit status $1: $2"
+    scontrol requeue "$job" || say "it cannot be requeued; submit it again, it goes on from its last checkpoint"
+    exit "$1"
+}

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# sbatch slurm/train_efficientnetv2m.sh [--set KEY=VALUE ...]
+#
+# Trains EfficientNetV2M from its ImageNet weights with configs/efficientnetv2m.yaml: 2 nodes with 4 GPUs each, a process per GPU.
+# Options of sbatch before the file's name win over the lines below; what follows it goes to bloodcell_dist.train.
+# Site settings: slurm/site.env. Docs: docs/cluster.md. Not measured on GPUs.
+#SBATCH --job-name=bloodcell-efficientnetv2m
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+here=${BLOODCELL_SLURM:-$(dirname "$0")}
+if [ ! -f "$here/lib/job.sh" ]; then # Slurm runs a copy of this file, and knows where the original is
+    here=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/ Command=/{s|.* Command=||;s|/train_efficientnetv2m\.sh.*||p;q}')
+    here=$(cd "$SLURM_SUBMIT_DIR" && cd "$here" && pwd)
+fi
+# shellcheck source-path=SCRIPTDIR source=lib/job.sh
+. "$here/lib/job.sh"
+
+bloodcell_job --config "$configs/efficientnetv2m.yaml" "$@"

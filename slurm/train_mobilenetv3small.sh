@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# sbatch slurm/train_mobilenetv3small.sh [--set KEY=VALUE ...]
+#
+# Trains MobileNetV3Small from its ImageNet weights with configs/mobilenetv3small.yaml: 1 node with 1 GPU, a process per GPU.
+# Options of sbatch before the file's name win over the lines below; what follows it goes to bloodcell_dist.train.
+# Site settings: slurm/site.env. Docs: docs/cluster.md. Not measured on GPUs.
+#SBATCH --job-name=bloodcell-mobilenetv3small
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=04:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+here=${BLOODCELL_SLURM:-$(dirname "$0")}
+if [ ! -f "$here/lib/job.sh" ]; then # Slurm runs a copy of this file, and knows where the original is
+    here=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/ Command=/{s|.* Command=||;s|/train_mobilenetv3small\.sh.*||p;q}')
+    here=$(cd "$SLURM_SUBMIT_DIR" && cd "$here" && pwd)
+fi
+# shellcheck source-path=SCRIPTDIR source=lib/job.sh
+. "$here/lib/job.sh"
+
+bloodcell_job --config "$configs/mobilenetv3small.yaml" "$@"

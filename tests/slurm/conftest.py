@@ -14,9 +14,10 @@ import secrets
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -221,10 +222,10 @@ class Cluster:
         while time.monotonic() < deadline:
             children = Path(f"/proc/{box.pid}/task/{box.pid}/children")
             with contextlib.suppress(OSError):
-                if found := children.read_text().split():
-                    # its namespaces are complete once bash runs
-                    if Path(f"/proc/{found[0]}/comm").read_text().strip() == "bash":
-                        return int(found[0])
+                found = children.read_text().split()
+                # its namespaces are complete once bash runs
+                if found and Path(f"/proc/{found[0]}/comm").read_text().strip() == "bash":
+                    return int(found[0])
             time.sleep(0.005)
         raise AssertionError("a machine did not start")
 
@@ -270,6 +271,19 @@ class Cluster:
             raise AssertionError(f"{command}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
+    def on(self, node: str, *command: str | os.PathLike[str]) -> str:
+        """Run a command on a machine, with its view of the file system; what it prints."""
+        pid = self._pid_inside(self._boxes[node])
+        namespaces = ("--mount", "--uts", "--pid", "--net")
+        done = subprocess.run(
+            ["nsenter", "-t", str(pid), *namespaces, *map(str, command)],
+            capture_output=True,
+            text=True,
+            timeout=CLIENT_S,
+        )
+        assert done.returncode == 0, f"{node}: {command}: {done.stderr}"
+        return done.stdout
+
     def sbatch(
         self, *arguments: str | os.PathLike[str], cwd: str | os.PathLike[str], env: Mapping[str, str] | None = None
     ) -> str:
@@ -284,14 +298,15 @@ class Cluster:
     def wait(self, number: str, timeout_s: float = 300.0) -> Job:
         """The job when it has ended for good."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
-        return self.wait_for(lambda: (job := self.job(number)).state in over and job, f"job {number} ended", timeout_s)
+        self.wait_for(lambda: self.job(number).state in over, f"job {number} has ended", timeout_s)
+        return self.job(number)
 
-    def wait_for(self, condition: Callable[[], object], what: str, timeout_s: float = 120.0) -> object:
-        """What `condition` returns as soon as it is true."""
+    def wait_for(self, condition: Callable[[], object], what: str, timeout_s: float = 120.0) -> None:
+        """Return as soon as the condition holds; an AssertionError with the logs if it takes too long."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if found := condition():
-                return found
+            if condition():
+                return
             time.sleep(0.05)
         raise AssertionError(f"not after {timeout_s:g} s: {what}\n{self.describe()}")
 
@@ -333,7 +348,7 @@ def _reason() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def slurm() -> Iterator[Cluster]:
     """Two nodes with four cores and two (drawn) GPUs each; CI must have it, a laptop may not."""
     if reason := _reason():
         if os.environ.get("CI") == "true":
@@ -346,3 +361,87 @@ def cluster() -> Iterator[Cluster]:
             yield made
         finally:
             made.stop()
+
+
+@pytest.fixture
+def cluster(slurm: Cluster) -> Iterator[Cluster]:
+    """The cluster, idle before and after the test."""
+    yield slurm
+    slurm.cancel_all()
+
+
+class Desk:
+    """A user's folder on the cluster's shared disk, from which jobs are submitted.
+
+    Args:
+        cluster: with the nodes.
+        folder: where the user works; runs/ appears here.
+        slurm_folder: with the templates.
+    """
+
+    def __init__(self, cluster: Cluster, folder: Path, slurm_folder: Path = ROOT / "slurm") -> None:
+        self.cluster, self.folder, self.slurm_folder = cluster, folder, slurm_folder
+        self.environment = {
+            "BLOODCELL_VENV": sys.prefix,
+            "XDG_CACHE_HOME": str(folder / "cache"),
+        }
+
+    def train(self, template: str, *settings: str, sbatch: Sequence[str] = (), options: Sequence[str] = ()) -> str:
+        """Submit slurm/train_<template>.sh with the smallest cells and these settings; the job's number."""
+        script = self.slurm_folder / f"train_{template}.sh"
+        arguments = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
+        return self.cluster.sbatch(
+            *("--cpus-per-task=1", "--gpus-per-node=0", *sbatch, script, *arguments, *options),
+            cwd=self.folder,
+            env=self.environment,
+        )
+
+    def log(self, job: str) -> str:
+        """What the job has printed so far, in all its lives."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob(f"*-{job}.log")))
+
+    def record(self, job: str) -> list[str]:
+        """The lines that job.sh has kept, without their times."""
+        path = self.folder / "runs/.jobs" / job
+        return [line.split(" ", 1)[1] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def run(self) -> Path:
+        """The one run folder."""
+        (found,) = [path for path in (self.folder / "runs").iterdir() if not path.name.startswith(".")]
+        return found
+
+    def wait_for_step(self, job: str, step: int) -> None:
+        """Wait until the training has saved a checkpoint of this step or a later one."""
+        self.cluster.wait_for(
+            lambda: any(int(path.name[5:]) >= step for path in self.folder.glob("runs/*/checkpoints/step-*")),
+            f"step {step} is saved:\n{self.log(job)}",
+        )
+
+    def finish(self, job: str, timeout_s: float = 240.0) -> str:
+        """Wait until the job has completed; its log."""
+        found = self.cluster.wait(job, timeout_s)
+        assert (found.state, found.exit_status) == ("COMPLETED", 0), self.log(job)
+        return self.log(job)
+
+
+SMALL = (
+    "data.source=synthetic",
+    "data.synthetic_examples=200",
+    "data.image_size=32",
+    "data.balance=none",
+    "train.global_batch_size=16",
+    "train.xla=off",
+    "evaluate.bootstrap=0",
+)
+
+
+@pytest.fixture
+def desk(cluster: Cluster, tmp_path: Path) -> Desk:
+    """An empty folder on the cluster."""
+    return Desk(cluster, tmp_path)
+
+
+@pytest.fixture
+def desk_in(cluster: Cluster) -> type[Desk]:
+    """The class, since test modules cannot import this file."""
+    return Desk

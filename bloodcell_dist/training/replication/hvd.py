@@ -21,6 +21,8 @@ _MEETING_S = 600
 # One rank may compile much longer than the others. A lost rank is noticed by the lifeline; this is for one that lives
 # but does not come to its collective, a fault of the program.
 _STALL = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "300", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "1800"}
+# When a rank has ended, Horovod's thread in the others complains of its connections, beside the message that tells why.
+_QUIET = {"HOROVOD_LOG_LEVEL": "fatal"}
 
 
 class Horovod(SingleDevice):
@@ -48,7 +50,7 @@ class Horovod(SingleDevice):
 def init(process: ProcessInfo) -> None:
     """Meet the other processes. Raises UserError where Horovod is missing or does not fit the launcher."""
     os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"] = str(_MEETING_S)
-    for name, value in _STALL.items():
+    for name, value in (_STALL | _QUIET).items():
         os.environ.setdefault(name, value)
     try:
         import horovod.tensorflow as hvd

@@ -14,11 +14,21 @@ Command = Callable[[argparse.Namespace], None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0 done, 2 bad input, 3 training failed, 75 stopped and saved."""
-    options = build_parser().parse_args(arguments)
+    given, for_sbatch = _split(list(sys.argv[1:] if arguments is None else arguments))
+    options = build_parser().parse_args(given)
+    options.for_sbatch = for_sbatch
     from bloodcell_dist import logs
 
     with logs.console():
         return run_command(lambda: options.command(options), options.traceback)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments, and those behind a lone `--` of `sweep submit`: argparse cannot tell them from its own."""
+    if arguments[:2] != ["sweep", "submit"] or "--" not in arguments:
+        return arguments, []
+    cut = arguments.index("--")
+    return arguments[:cut], arguments[cut + 1 :]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,6 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_settings_options(preview)
     add_traceback_option(preview)
 
+    doctor = _add(commands, "doctor", "check machine, installation, cells, weights, folders, job and network", _doctor)
+    add_train_options(doctor)
+    doctor.add_argument("--quick", action="store_true", help="without TensorFlow, this process only: some 2 seconds")
+    doctor.add_argument("--json", action="store_true", help="print an array of {name, level, text, fix}")
+
+    sweep = commands.add_parser("sweep", help="many trainings at once: under Slurm or here, and one table of them all")
+    _add_sweep_commands(sweep.add_subparsers(title="commands", required=True, metavar="COMMAND"))
+
     models = _add(
         commands, "models", "compare the networks: weights, operations, memory, where the ImageNet weights are", _models
     )
@@ -84,6 +102,35 @@ def _add_weights_commands(commands: argparse._SubParsersAction) -> None:
     verify.add_argument("names", nargs="*", metavar="NAME", help="backbones that must be there (default: those found)")
     verify.add_argument("--dest", metavar="DIR", help=only)
     add_traceback_option(verify)
+
+
+def _add_sweep_commands(commands: argparse._SubParsersAction) -> None:
+    plan = _add(commands, "plan", "write the folder of a sweep and print its path", _sweep_plan)
+    submit = _add(
+        commands, "submit", "submit a sweep to Slurm; what stands behind a lone -- goes to sbatch", _sweep_submit
+    )
+    submit.add_argument("--at-once", type=int, metavar="N", help="members that train at the same time")
+    submit.add_argument("--dry-run", action="store_true", help="only print the batch files and the commands")
+    run = _add(commands, "run", "train the members one after another on this machine, then compare", _sweep_run)
+    run.add_argument("--local", action="store_true", help="on this machine; must be said")
+    for parser in (plan, submit, run):
+        parser.add_argument("spec", metavar="SPEC", help="YAML file of the sweep, such as configs/sweep.yaml")
+        parser.add_argument("--out", metavar="DIR", help="folder of the sweep (default: sweeps/NAME)")
+        parser.add_argument(
+            "--set",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            dest="overrides",
+            help="change a setting of all members; may be repeated",
+        )
+        add_traceback_option(parser)
+    status = _add(commands, "status", "say how each member is", _sweep_status)
+    status.add_argument("--json", action="store_true", help="print an array of objects")
+    report = _add(commands, "report", "compare what there is, as CSV, Markdown, HTML and plots", _sweep_report)
+    for parser in (status, report):
+        parser.add_argument("folder", metavar="DIR", help="folder of the sweep")
+        add_traceback_option(parser)
 
 
 def _add(commands: argparse._SubParsersAction, name: str, text: str, command: Command) -> argparse.ArgumentParser:
@@ -126,6 +173,44 @@ def _data_preview(options: argparse.Namespace) -> None:
     from bloodcell_dist.data_commands import preview_policy
 
     preview_policy(options.config, options.overrides, options.out)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from bloodcell_dist.doctor_command import run_doctor
+
+    run_doctor(options)
+
+
+def _sweep_plan(options: argparse.Namespace) -> None:
+    from bloodcell_dist.sweep_commands import plan_sweep
+
+    plan_sweep(options.spec, options.overrides, options.out)
+
+
+def _sweep_submit(options: argparse.Namespace) -> None:
+    from bloodcell_dist.sweep_commands import submit_sweep
+
+    submit_sweep(
+        options.spec, options.overrides, options.out, options.at_once, options.for_sbatch, dry_run=options.dry_run
+    )
+
+
+def _sweep_run(options: argparse.Namespace) -> None:
+    from bloodcell_dist.sweep_commands import run_sweep
+
+    run_sweep(options.spec, options.overrides, options.out, local=options.local)
+
+
+def _sweep_status(options: argparse.Namespace) -> None:
+    from bloodcell_dist.sweep_commands import show_status
+
+    show_status(options.folder, as_array=options.json)
+
+
+def _sweep_report(options: argparse.Namespace) -> None:
+    from bloodcell_dist.sweep_commands import report_sweep
+
+    report_sweep(options.folder)
 
 
 def _models(options: argparse.Namespace) -> None:

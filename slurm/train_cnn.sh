@@ -20,7 +20,7 @@ if [ ! -f "$here/lib/job.sh" ]; then # Slurm runs a copy of this file, and knows
     here=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/ Command=/{s|.* Command=||;s|/train_cnn\.sh.*||p;q}')
     here=$(cd "$SLURM_SUBMIT_DIR" && cd "$here" && pwd)
 fi
-# shellcheck source-path=SCRIPTDIR source=lib/job.sh
+# shellcheck source=job.sh
 . "$here/lib/job.sh"
 
 bloodcell_job --config "$configs/cnn.yaml" "$@"

@@ -2,109 +2,22 @@
 # What the batch scripts in slurm/ share. They source it and call
 #
 #     bloodcell_job ARGUMENT...      one training, `python -m bloodcell_dist.train ARGUMENT...`, over the tasks of the job
-#     bloodcell_run COMMAND...       one process in the environment that site.env names
 #
-# A training survives what happens to jobs: before its time limit (--signal=B:USR1@…), on preemption and on requeue it
+# A training survives what happens to jobs: before its time limit (--signal=B:USR1@...), on preemption and on requeue it
 # saves a checkpoint and ends with exit status 75, and the job goes back into the queue, where it keeps its number, its
 # log and its run folder. A rank or a node that is lost, or a crash, costs what came after the last checkpoint; a run
-# that ends BLOODCELL_MAX_FAILURES times (3) without a new checkpoint is given up. scancel stops it, with a checkpoint.
-# Bad input (exit status 2) is told at once and not tried again.
+# that ends BLOODCELL_MAX_FAILURES times (3) in a row without a new checkpoint is given up. scancel stops it, with a
+# checkpoint. Bad input (exit status 2) is told at once and not tried again.
 #
 # Settings of the site stand in slurm/site.env (see site.env.example) or in the environment of sbatch, which wins.
 set -euo pipefail
 
-slurm_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-configs=$(dirname "$slurm_folder")/configs # the templates use it
+# shellcheck source=site.sh
+. "$(dirname "${BASH_SOURCE[0]}")/site.sh"
+# shellcheck source=record.sh
+. "$(dirname "${BASH_SOURCE[0]}")/record.sh"
 
-BLOODCELL_MAX_STARTS=${BLOODCELL_MAX_STARTS:-10} # without a new checkpoint, whatever ended them
-
-say() { printf '%s bloodcell: %s\n' "$(date +%Y-%m-%dT%H:%M:%S)" "$*"; }
-
-read_site() { # settings of the site; those in the environment win
-    local file=${BLOODCELL_SITE:-$slurm_folder/site.env} given
-    [ -f "$file" ] || return 0
-    given=$(export -p | grep -E '^declare -x (BLOODCELL|SBATCH)_' || true)
-    set -a +u # modules and their scripts are not written for -u
-    # shellcheck disable=SC1090
-    . "$file"
-    set +a -u
-    eval "${given//declare -x/export}"
-}
-read_site
-
-# `bash slurm/train_….sh` outside a job submits it, with the account and the partition of site.env.
-if [ -z "${SLURM_JOB_ID:-}" ]; then
-    command -v sbatch >/dev/null || {
-        echo "There is no sbatch here. On one machine: bloodcell-dist train --config configs/….yaml" >&2
-        exit 2
-    }
-    exec sbatch "$0" "$@"
-fi
-
-# In `scontrol` and `scancel`, the number of an array's first task stands for all of them.
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-job=${job:-$SLURM_JOB_ID}
-
-in_environment=() # what begins every command
-enter_environment() {
-    if [ -n "${BLOODCELL_CONTAINER:-}" ]; then
-        local options
-        read -ra options <<<"${BLOODCELL_CONTAINER_OPTIONS:-}"
-        in_environment=(apptainer exec --nv ${options[@]+"${options[@]}"} "$BLOODCELL_CONTAINER")
-    else
-        local venv=${BLOODCELL_VENV:-$(dirname "$slurm_folder")/.venv}
-        [ ! -d "$venv/bin" ] || export PATH="$venv/bin:$PATH" VIRTUAL_ENV="$venv"
-    fi
-    if [ "$(type -t site_setup)" = function ]; then
-        set +eu
-        site_setup # module load …
-        set -eu
-    fi
-    bloodcell_run python -c 'import bloodcell_dist' && return
-    say "no Python with bloodcell_dist on $(hostname): set BLOODCELL_VENV or BLOODCELL_CONTAINER in $slurm_folder/site.env"
-    exit 2
-}
-
-bloodcell_run() { ${in_environment[@]+"${in_environment[@]}"} "$@"; }
-
-enter_environment
-
-# ---- what is remembered between the lives of a job
-
-export BLOODCELL_RUNS=${BLOODCELL_RUNS:-$PWD/runs}
-case $BLOODCELL_RUNS in /*) ;; *) BLOODCELL_RUNS=$PWD/$BLOODCELL_RUNS ;; esac
-export BLOODCELL_RECORD=${BLOODCELL_RECORD:-$BLOODCELL_RUNS/.jobs/$job}
-
-record() { printf '%s %s\n' "$(date +%Y-%m-%dT%H:%M:%S%z)" "$*" >>"$BLOODCELL_RECORD"; }
-
-# The training names its run folder in .run; .run-before is what it named in an earlier life.
-run_folder() { cat "$BLOODCELL_RECORD.run" 2>/dev/null || cat "$BLOODCELL_RECORD.run-before" 2>/dev/null || true; }
-
-newest_checkpoint() {
-    local run newest=none checkpoint
-    run=$(run_folder)
-    if [ -n "$run" ]; then
-        for checkpoint in "$run"/checkpoints/step-*; do # in order: their numbers have leading zeros
-            [ ! -d "$checkpoint" ] || newest=${checkpoint##*/}
-        done
-    fi
-    echo "$newest"
-}
-
-count_fruitless() { # failed|started: lives since the newest checkpoint came
-    awk -v now="at=$(newest_checkpoint)" -v what="$1" '
-        $2 == "start" && $NF != now { failed = started = 0 }
-        $2 == "start" { started += same = ($NF == now) }
-        $2 == "end" && /failed/ { failed += same }
-        END { print (what == "failed" ? failed : started) + 0 }' "$BLOODCELL_RECORD"
-}
-
-last_words() { # the exit status that the chief of this life has written down: srun may make another of it
-    [ -f "$BLOODCELL_RECORD.run" ] || return 0
-    sed -n 's/.*"exit_status": *\([0-9][0-9]*\).*/\1/p' "$(cat "$BLOODCELL_RECORD.run")/status.json" 2>/dev/null || true
-}
-
-# ---- one life
+MAX_STARTS=10 # without a new checkpoint, whatever ended them: a limit for time limits that are too short
 
 stopping='' interrupted='' training=''
 
@@ -180,13 +93,14 @@ bloodcell_job() { # ARGUMENT...
     say "job $job ($SLURM_JOB_NAME), start $((restart + 1)), nodes $SLURM_JOB_NODELIST"
 
     started=$(count_fruitless started)
-    if [ "$started" -gt "$BLOODCELL_MAX_STARTS" ]; then
+    if [ "$started" -gt $MAX_STARTS ]; then
         give_up 3 "was started $started times without a new checkpoint"
     fi
     if ! check_machine "$@"; then
         [ "$restart" = 0 ] || end_failed 3 # it was well before, so this node is not
         stop_for_good 2 "the check above found an error (BLOODCELL_PREFLIGHT=warn goes on anyway)"
     fi
+    [ -z "$stopping" ] || requeue 75 "requeued before it began"
     start_training "$@"
     wait_for_training || status=$?
     said=$(last_words)

@@ -22,9 +22,9 @@ LAYERS = (
     {"evaluation", "runtime"},
     {"serving", "sweep", "arithmetic", "initial_weights"},
     {"assembly", "start", "launch"},
-    {"session"},
+    {"session", "doctor"},
     {"conclusion"},
-    {"train", "data_commands", "models_command", "weights_commands"},
+    {"train", "data_commands", "doctor_command", "models_command", "sweep_commands", "weights_commands"},
     {"cli", "__main__"},
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}

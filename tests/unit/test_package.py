@@ -6,6 +6,7 @@ import email.parser
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from importlib import resources
@@ -19,26 +20,42 @@ import bloodcell_dist
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "bloodcell_dist"
-BUILT_FROM = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "bloodcell_dist", "configs")
+BUILT_FROM = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "bloodcell_dist", "configs", "slurm")
 # What `pip wheel --no-build-isolation` calls; an environment made by uv has no pip.
-BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+BUILD = "import sys; from setuptools import build_meta; build_meta.build_{}(sys.argv[1])"
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built in a copy, because building leaves folders behind, and without a network."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what packages are built from, because building leaves folders behind."""
+    source = tmp_path_factory.mktemp("source")
     for name in BUILT_FROM:
         if (ROOT / name).is_dir():
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
         else:
             shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-c", BUILD, str(out)]
+    (source / "slurm" / "site.env").write_text("SBATCH_ACCOUNT=ours\n", encoding="utf-8")
+    return source
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    """kind: wheel or sdist. Without a network."""
+    command = [sys.executable, "-c", BUILD.format(kind), str(out)]
     run = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
-    (built,) = out.glob("*.whl")
+    (built,) = out.iterdir()
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", source, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("sdist", source, tmp_path_factory.mktemp("sdist"))
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +98,30 @@ def test_wheel_holds_the_configurations(contents: set[str]) -> None:
     assert {f"bloodcell_dist/{name}" for name in configs} <= contents
 
 
+def slurm_files() -> set[str]:
+    """Those of the batch scripts that travel: not what a site has set."""
+    names = {path for path in files_below(ROOT / "slurm", "*") if (ROOT / path).is_file()}
+    assert {"slurm/lib/job.sh", "slurm/train_convnext.sh"} <= names
+    return {f"bloodcell_dist/{name}" for name in names - {"slurm/site.env"}}
+
+
+def test_wheel_holds_the_batch_scripts(wheel: Path, contents: set[str]) -> None:
+    assert {name for name in contents if name.startswith("bloodcell_dist/slurm/")} == slurm_files()
+    with zipfile.ZipFile(wheel) as archive:
+        modes = {name: archive.getinfo(name).external_attr >> 16 & 0o777 for name in slurm_files()}
+    assert modes == {name: (PACKAGE.parent / name).stat().st_mode & 0o777 for name in slurm_files()}
+
+
+def test_sdist_holds_configurations_and_batch_scripts(sdist: Path) -> None:
+    """From it a wheel is built too; there they are files, not links out of it."""
+    top = sdist.name.removesuffix(".tar.gz")
+    with tarfile.open(sdist) as archive:
+        files = {member.name.removeprefix(f"{top}/") for member in archive.getmembers() if member.isfile()}
+    configs = {f"bloodcell_dist/{name}" for name in files_below(ROOT / "configs", "*.yaml")}
+    assert {name for name in files if name.startswith("bloodcell_dist/slurm/")} == slurm_files()
+    assert configs | files_below(PACKAGE, "*.py") <= files
+
+
 def test_wheel_holds_templates_and_type_marker(contents: set[str]) -> None:
     templates = files_below(PACKAGE / "evaluation", "*.j2")
     assert templates
@@ -109,6 +150,10 @@ def test_wheel_installs_the_command(wheel: Path, contents: set[str]) -> None:
 
 def test_configurations_are_found_through_the_package() -> None:
     assert (resources.files("bloodcell_dist") / "configs" / "demo.yaml").is_file()
+
+
+def test_batch_scripts_are_found_through_the_package() -> None:
+    assert (resources.files("bloodcell_dist") / "slurm" / "lib" / "job.sh").is_file()
 
 
 def test_nothing_stands_in_both_files(setup_cfg: configparser.ConfigParser, pyproject: dict) -> None:

@@ -1,0 +1,1 @@
+"""What `bloodcell-dist doctor` looks at: facts are gathered in `examination`, judged by pure functions beside them."""

@@ -18,7 +18,7 @@ PROBE := import sys; assert (3, 11) <= sys.version_info < (3, 13) $(if $(UV),,; 
 # Two processes, a file or class of tests at a time: what it builds once is shared by its tests.
 WORKERS ?= -n 2 --dist loadscope
 
-.PHONY: help venv horovod demo test fast lint format lock clean
+.PHONY: help venv horovod demo test fast thorough lint format lock clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -36,6 +36,9 @@ test: lint $(HOROVOD) ## all checks and all tests, those under real processes to
 
 fast: $(INSTALLED) ## the tests that take seconds
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not multiprocess and not slurm and not gpu"
+
+thorough: $(HOROVOD) ## what `make test` leaves out: longer tests of the same (some 30 min)
+	$(BIN)/python -m pytest -m thorough
 
 .PHONY: gpu-check
 gpu-check: ## test and measure on this machine's GPUs (minutes; ARGS="--time-limit-s 540" and others)

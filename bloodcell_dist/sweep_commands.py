@@ -11,21 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bloodcell_dist.atomic import to_json
 from bloodcell_dist.cluster.slurm_client import client_environment
 from bloodcell_dist.errors import TrainingFailed, UserError
-from bloodcell_dist.outputs import writing
 from bloodcell_dist.sweep.folder import Plan, SweepDir
 from bloodcell_dist.sweep.local import train_members
 from bloodcell_dist.sweep.members import expand
 from bloodcell_dist.sweep.scripts import prepare_submission
 from bloodcell_dist.sweep.spec import Spec, read_spec
 from bloodcell_dist.sweep.submission import hand_in, queued_members, report_command, site_file
-
-if TYPE_CHECKING:
-    from bloodcell_dist.sweep.compare import Comparison
 
 # What compares is imported where it is needed: scikit-learn takes a second, which planning and submitting do without.
 
@@ -76,7 +70,7 @@ def submit_sweep(
     indices = _left(sweep.folder, sweep.plan, environ)
     if not indices:
         if not dry_run and all(sweep.folder.run(member.name).result.exists() for member in sweep.plan.members):
-            _compare(sweep.folder, sweep.plan)
+            _compare(sweep.folder)
         return
     submission = prepare_submission(
         sweep.folder,
@@ -98,7 +92,8 @@ def submit_sweep(
         return
     sweep.folder.write(sweep.plan, sweep.text)
     array, report = hand_in(sweep.folder, submission, indices, environ)
-    log.info("array job %s trains %d members, job %s compares them afterwards", array, len(indices), report)
+    number = f"{len(indices)} {'member' if len(indices) == 1 else 'members'}"
+    log.info("array job %s trains %s, job %s compares afterwards", array, number, report)
     log.info("bloodcell-dist sweep status %s", shlex.quote(str(sweep.folder.path)))
 
 
@@ -109,54 +104,35 @@ def run_sweep(path: str, overrides: Sequence[str], out: str | None, *, local: bo
             "sweep run trains one member after another on this machine; say so with --local, "
             f"or submit them to Slurm with `bloodcell-dist sweep submit {shlex.quote(path)}`"
         )
+    from bloodcell_dist.sweep.report import status_json
+
     sweep = _read(path, overrides, out)
     plan = sweep.folder.write(sweep.plan, sweep.text)
     train_members(sweep.folder, plan)
-    comparison = _compare(sweep.folder, plan)
-    if failed := comparison.left:
-        reasons = "; ".join(f"{one.member.name}: {one.reason}" for one in failed)
+    _compare(sweep.folder)
+    if failed := [one for one in status_json(sweep.folder.path) if one["state"] != "done"]:
+        reasons = "; ".join(f"{one['name']}: {one['reason']}" for one in failed)
         raise TrainingFailed(f"{len(failed)} of {len(plan.members)} members failed ({reasons}); the others compare")
 
 
 def show_status(out: str, *, as_array: bool) -> None:
     """Print how each member is."""
-    from bloodcell_dist.sweep.collect import collect
-    from bloodcell_dist.sweep.report import member_as_json, status_text
+    from bloodcell_dist.sweep.report import status_json, status_lines
 
-    folder = _folder(out)
-    plan = folder.read_plan()
-    members = collect(folder, plan, _queue(folder))
-    if as_array:
-        print(json.dumps(to_json([member_as_json(one) for one in members]), indent=2))
-        return
-    width = max(len(one.member.name) for one in members)
-    for one in members:
-        restarts = f"  ({one.restarts} {'restart' if one.restarts == 1 else 'restarts'})" if one.restarts else ""
-        print(f"{one.member.name:<{width}}  {status_text(one)}{restarts}")
+    folder = _folder(out).path
+    print(json.dumps(status_json(folder), indent=2) if as_array else "\n".join(status_lines(folder)))
 
 
 def report_sweep(out: str) -> None:
     """Compare what there is, and write the comparison."""
-    folder = _folder(out)
-    _compare(folder, folder.read_plan())
+    _compare(_folder(out))
 
 
-def _compare(folder: SweepDir, plan: Plan) -> Comparison:
-    from bloodcell_dist.sweep.collect import collect
-    from bloodcell_dist.sweep.report import render_markdown, write_comparison
+def _compare(folder: SweepDir) -> None:
+    from bloodcell_dist.sweep.report import report_sweep
 
-    with writing(folder.path):
-        comparison = write_comparison(folder, plan.name, collect(folder, plan, _queue(folder)))
-    print(render_markdown(comparison))
-    log.info("%s", folder.comparison(".html"))
-    return comparison
-
-
-def _queue(folder: SweepDir) -> dict[int, str] | None:
-    """What Slurm says of the members, where it is asked for them at all."""
-    if not folder.submitted.exists():
-        return None
-    return queued_members(folder, client_environment(os.environ, None))
+    report_sweep(folder.path)
+    print(folder.comparison(".md").read_text(encoding="utf-8"))
 
 
 def _folder(out: str) -> SweepDir:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # sbatch slurm/train_convnext.sh [--set KEY=VALUE ...]
 #
-# Trains ConvNeXtBase from its ImageNet weights with configs/convnextbase.yaml: 2 nodes with 4 GPUs each, a process per GPU.
+# Trains ConvNeXtBase from its ImageNet weights with configs/convnextbase.yaml:
+# 2 nodes with 4 GPUs each, a process per GPU.
 # Options of sbatch before the file's name win over the lines below; what follows it goes to bloodcell_dist.train.
 # Site settings: slurm/site.env. Docs: docs/cluster.md. Not measured on GPUs.
 #SBATCH --job-name=bloodcell-convnext
@@ -23,4 +24,5 @@ fi
 # shellcheck source=job.sh
 . "$here/lib/job.sh"
 
-bloodcell_job --config "$configs/convnextbase.yaml" "$@"
+# The recipe accumulates for one GPU; here 8 pictures per GPU and step fit at once.
+bloodcell_job --config "$configs/convnextbase.yaml" --set optimizer.accumulate_steps=1 "$@"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # sbatch slurm/train_efficientnetb0.sh [--set KEY=VALUE ...]
 #
-# Trains EfficientNetB0 from its ImageNet weights with configs/efficientnetb0.yaml: 1 node with 2 GPUs, a process per GPU.
+# Trains EfficientNetB0 from its ImageNet weights with configs/efficientnetb0.yaml:
+# 1 node with 2 GPUs, a process per GPU.
 # Options of sbatch before the file's name win over the lines below; what follows it goes to bloodcell_dist.train.
 # Site settings: slurm/site.env. Docs: docs/cluster.md. Not measured on GPUs.
 #SBATCH --job-name=bloodcell-efficientnetb0

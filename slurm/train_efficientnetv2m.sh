@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # sbatch slurm/train_efficientnetv2m.sh [--set KEY=VALUE ...]
 #
-# Trains EfficientNetV2M from its ImageNet weights with configs/efficientnetv2m.yaml: 2 nodes with 4 GPUs each, a process per GPU.
+# Trains EfficientNetV2M from its ImageNet weights with configs/efficientnetv2m.yaml:
+# 1 node with 4 GPUs, a process per GPU.
 # Options of sbatch before the file's name win over the lines below; what follows it goes to bloodcell_dist.train.
 # Site settings: slurm/site.env. Docs: docs/cluster.md. Not measured on GPUs.
 #SBATCH --job-name=bloodcell-efficientnetv2m
-#SBATCH --nodes=2
+#SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=8

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # sbatch slurm/train_efficientnetv2s.sh [--set KEY=VALUE ...]
 #
-# Trains EfficientNetV2S from its ImageNet weights with configs/efficientnetv2s.yaml: 1 node with 4 GPUs, a process per GPU.
+# Trains EfficientNetV2S from its ImageNet weights with configs/efficientnetv2s.yaml:
+# 1 node with 4 GPUs, a process per GPU.
 # Options of sbatch before the file's name win over the lines below; what follows it goes to bloodcell_dist.train.
 # Site settings: slurm/site.env. Docs: docs/cluster.md. Not measured on GPUs.
 #SBATCH --job-name=bloodcell-efficientnetv2s

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # sbatch slurm/train_mobilenetv3small.sh [--set KEY=VALUE ...]
 #
-# Trains MobileNetV3Small from its ImageNet weights with configs/mobilenetv3small.yaml: 1 node with 1 GPU, a process per GPU.
+# Trains MobileNetV3Small from its ImageNet weights with configs/mobilenetv3small.yaml:
+# 1 node with 1 GPU, a process per GPU.
 # Options of sbatch before the file's name win over the lines below; what follows it goes to bloodcell_dist.train.
 # Site settings: slurm/site.env. Docs: docs/cluster.md. Not measured on GPUs.
 #SBATCH --job-name=bloodcell-mobilenetv3small

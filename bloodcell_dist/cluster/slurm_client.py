@@ -12,6 +12,7 @@ from pathlib import Path
 from bloodcell_dist.errors import UserError
 
 PATIENCE_S = 120.0
+QUEUE_PATIENCE_S = 10.0
 _OF_A_JOB = ("SLURM", "PMI", "OMPI_")
 _SITES = ("SBATCH_", "BLOODCELL_")
 
@@ -52,18 +53,22 @@ def in_queue(jobs: Sequence[str], environ: Mapping[str, str]) -> dict[tuple[str,
     if not jobs or shutil.which("squeue", path=environ.get("PATH")) is None:
         return None
     # Of a single job that is forgotten squeue says that its number is invalid; among several it says nothing.
-    done = _run(["squeue", "--noheader", "--array", "--format=%F %K %T", f"--jobs={','.join(jobs)}"], environ)
+    done = _run(
+        ["squeue", "--noheader", "--array", "--format=%F %K %T", f"--jobs={','.join(jobs)}"], environ, QUEUE_PATIENCE_S
+    )
     if done.returncode and "Invalid job id" not in done.stderr:
         return None
     tasks = [line.split() for line in done.stdout.splitlines()]
     return {(job, int(index)): state for job, index, state in tasks if index.isdigit()}
 
 
-def _run(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: Sequence[str], environ: Mapping[str, str], patience_s: float = PATIENCE_S
+) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, env=dict(environ), capture_output=True, text=True, timeout=PATIENCE_S)
+        return subprocess.run(command, env=dict(environ), capture_output=True, text=True, timeout=patience_s)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{command[0]} does not answer within {PATIENCE_S:g} s; try again later") from None
+        raise UserError(f"{command[0]} does not answer within {patience_s:g} s; try again later") from None
 
 
 def _sourced(site: Path, environ: Mapping[str, str]) -> dict[str, str]:

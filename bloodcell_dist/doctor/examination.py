@@ -105,7 +105,9 @@ def examine(
                 "test data",
                 lambda: look_at_cells(settings.data.test_path, test_source, names, all_of_it=thorough),
             ),
-            "scratch": attempt("scratch", lambda: look_at_place(environ[_SCRATCH], needed=False) if environ.get(_SCRATCH) else None),
+            "scratch": attempt(
+                "scratch", lambda: look_at_place(environ[_SCRATCH], needed=False) if environ.get(_SCRATCH) else None
+            ),
             "cache": attempt("cache", lambda: _cache(settings.data.cache_dir)),
         }
     if process.is_chief:

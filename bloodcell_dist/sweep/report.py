@@ -63,7 +63,10 @@ def status_lines(folder: Path) -> list[str]:
     """How each member is, in a line. Raises UserError."""
     _, members = _look(SweepDir(Path(os.path.abspath(folder))))
     digits, width = len(str(len(members) - 1)), max(len(one.member.name) for one in members)
-    return [f"{one.member.index:{digits}d}  {one.member.name:<{width}}  {status_text(one)}" for one in members]
+    return [
+        f"{one.member.index:{digits}d}  {one.member.name:<{width}}  {status_text(one)}{_restarts(one)}"
+        for one in members
+    ]
 
 
 def status_json(folder: Path) -> list[dict[str, Any]]:
@@ -156,7 +159,8 @@ def render_markdown(comparison: Comparison) -> str:
         for row in comparison.rows
     ]
     lines += _table(heads, rows)
-    lines += ["", RULE]
+    if sum(bool(row.done) for row in comparison.rows) > 1:
+        lines += ["", RULE]
     if any(len(row.done) > 1 for row in comparison.rows):
         lines += ["", "Mean ± standard deviation over the seeds (least to greatest); GPU-hours are their sum."]
     if comparison.left:
@@ -186,7 +190,7 @@ def render_html(comparison: Comparison, pictures: dict[str, Path]) -> str:
             if any(f"{split}_loss" in row.spreads for row in comparison.rows)
         ],
         metrics=[*list(TITLES)[:6], "examples"],
-        rule=RULE,
+        rule=RULE if sum(bool(row.done) for row in comparison.rows) > 1 else "",
         titles=TITLES,
         split_titles=SPLIT_TITLES,
         title=title_of,
@@ -217,15 +221,20 @@ def status_text(one: Found) -> str:
         text += f": {one.reason}"
     if one.state == "stopped" and one.epochs_done and one.epochs:
         text += f" (after {one.epochs_done} of {one.epochs} epochs)"
-    return text + (f", {one.restarts} {'restart' if one.restarts == 1 else 'restarts'}" if one.restarts else "")
+    return text
+
+
+def _restarts(one: Found) -> str:
+    return f", {one.restarts} {'restart' if one.restarts == 1 else 'restarts'}" if one.restarts else ""
 
 
 def _scores_text(one: Found) -> str:
-    figures = figures_of(one.result)
-    split = "val" if figures["test_accuracy"] is None else "test"
-    accuracy, macro_f1 = (format_decimal(figures[f"{split}_{metric}"]) for metric in ("accuracy", "macro_f1"))
-    warning = "" if split == "test" else " (validation only: no test set)"
-    return f"{split} accuracy {accuracy}, macro-F1 {macro_f1}{warning}"
+    """Accuracy on validation and test cells, and macro-F1 on the latter; it says so where there are none."""
+    figures = {name: format_decimal(value) for name, value in figures_of(one.result).items()}
+    val = f"val accuracy {figures['val_accuracy']}"
+    if figures_of(one.result)["test_accuracy"] is None:
+        return f"{val}, macro-F1 {figures['val_macro_f1']} (validation only: no test set)"
+    return f"{val}, test accuracy {figures['test_accuracy']}, macro-F1 {figures['test_macro_f1']}"
 
 
 def _look(folder: SweepDir) -> tuple[str, list[Found]]:

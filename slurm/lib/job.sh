@@ -26,10 +26,19 @@ hear_usr1() { # the time limit is near, or somebody asks
     [ -z "$stopping" ] || return 0
     stopping=yes
     say "USR1: the training saves a checkpoint"
-    # Without --batch it goes to the steps, to all ranks; --full adds the children of this script, horovodrun's.
-    scancel ${signal_children[@]+"${signal_children[@]}"} --signal=USR1 "$job" || true
+    if [ "${BLOODCELL_LAUNCHER:-auto}" = horovodrun ]; then
+        [ -z "$training" ] || signal_family "$training"
+    else
+        scancel --signal=USR1 "$job" || true # to the steps, that is to all ranks
+    fi
 }
-signal_children=()
+
+signal_family() { # PID: USR1 to all that it has started, on this node; one rank that hears it stops all
+    local child
+    for child in $(pgrep -P "$1"); do signal_family "$child"; done
+    kill -USR1 "$1" 2>/dev/null || true
+}
+
 trap hear_usr1 USR1
 trap 'interrupted=yes' TERM CONT # Slurm, cancelling or preempting, sends them to all ranks too: they save and end
 
@@ -49,7 +58,6 @@ start_training() { # ARGUMENT...
     horovodrun) # by ssh, where there are several nodes
         local hosts='' node per_node=${SLURM_TASKS_PER_NODE%%(*}
         for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do hosts+=${hosts:+,}$node:$per_node; done
-        signal_children=(--full)
         (
             trap '' USR1 # for the ranks, which take it up again; horovodrun would end with it
             exec ${in_environment[@]+"${in_environment[@]}"} horovodrun --gloo -np "$((per_node * SLURM_JOB_NUM_NODES))" \

@@ -68,16 +68,21 @@ def cells(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return folder / "training_set.npz", folder / "test_set.npz"
 
 
-class TestFloat32:
-    """A class for each precision: they run beside each other."""
+def each(*always: str) -> list[object]:
+    """All backbones; those that are not always tried, in this precision, are for `make thorough`."""
+    return [pytest.param(name, marks=[] if name in always else [pytest.mark.thorough]) for name in BACKBONES]
 
-    @pytest.mark.parametrize("backbone", BACKBONES)
+
+class TestFloat32:
+    """A class for each precision: they run beside each other, and share the six."""
+
+    @pytest.mark.parametrize("backbone", each("cnn", "efficientnetb0", "convnextbase"))
     def test_from_the_first_step_to_plain_keras(self, backbone: str, cells: tuple[Path, Path], tmp_path: Path) -> None:
         from_the_first_step_to_plain_keras(backbone, "float32", cells, tmp_path)
 
 
 class TestMixedBfloat16:
-    @pytest.mark.parametrize("backbone", BACKBONES)
+    @pytest.mark.parametrize("backbone", each("mobilenetv3small", "efficientnetv2s", "efficientnetv2m"))
     def test_from_the_first_step_to_plain_keras(self, backbone: str, cells: tuple[Path, Path], tmp_path: Path) -> None:
         from_the_first_step_to_plain_keras(backbone, "mixed_bfloat16", cells, tmp_path)
 

@@ -388,7 +388,7 @@ class Desk:
 
     def train(self, template: str, *settings: str, sbatch: Sequence[str] = (), options: Sequence[str] = ()) -> str:
         """Submit slurm/train_<template>.sh with the smallest cells and these settings; the job's number."""
-        script = self.slurm_folder / f"train_{template}.sh"
+        script = str(self.slurm_folder / f"train_{template}.sh")
         arguments = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
         return self.cluster.sbatch(
             *("--cpus-per-task=1", "--gpus-per-node=0", *sbatch, script, *arguments, *options),

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -237,6 +238,139 @@ def test_npz_and_drawn_cells_are_cached_too(tmp_path):
         twice = [load(cache_dir=tmp_path / "c") for _ in range(2)]
         assert all(isinstance(found.images, np.memmap) for found in twice)
         assert {found.fingerprint() for found in twice} == {plain.fingerprint()}
+
+
+# ---- a copy on the node's own disk
+
+
+def copies(scratch: Path) -> list[str]:
+    return [str(path.relative_to(scratch).parent.parent) for path in scratch.rglob("images.npy")]
+
+
+def test_from_scratch_is_read_what_the_shared_cache_has(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    build, cache, scratch = Builder(), tmp_path / "cache", tmp_path / "node" / "it's fast"
+    first, second = (cached(cache, {"k": 1}, build, scratch) for _ in range(2))
+    assert build.calls == 1
+    for found in (first, second):
+        assert isinstance(found.images, np.memmap) and not found.images.flags.writeable
+        assert Path(found.images.filename).is_relative_to(scratch)
+    assert caplog.text.count("copying the decoded cells to") == 1
+    assert copies(scratch) == ["bloodcell_dist"]  # a folder that others use too
+    assert first.fingerprint() == second.fingerprint() == cached(cache, {"k": 1}, build).fingerprint()
+    assert build.calls == 1
+    assert the_files(cache) == the_files(scratch) == ["dataset.json", "images.npy", "lock"]
+
+
+def test_another_node_copies_from_the_shared_cache_and_does_not_decode(tmp_path):
+    build, cache = Builder(), tmp_path / "cache"
+    prints = {cached(cache, {}, build, tmp_path / node).fingerprint() for node in ("n1", "n2")}
+    assert build.calls == 1 and len(prints) == 1
+    assert all(the_files(tmp_path / node) == the_files(cache) for node in ("n1", "n2"))
+
+
+def test_scratch_keeps_sets_apart(tmp_path):
+    for key in ({"k": 1}, {"k": 2}):
+        cached(tmp_path / "cache", key, Builder(), tmp_path / "scratch")
+    assert len(copies(tmp_path / "scratch")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [("images.npy", cut), ("images.npy", flip), ("images.npy", Path.unlink), ("dataset.json", drop_key)],
+)
+def test_a_damaged_copy_on_scratch_is_copied_anew(tmp_path, name, harm):
+    build, cache, scratch = Builder(), tmp_path / "cache", tmp_path / "scratch"
+    whole = cached(cache, {}, build, scratch).fingerprint()
+    harm(next(scratch.rglob(name)))
+    (next(scratch.rglob("lock")).parent / ".tmp-123.npy").write_bytes(b"half")
+    assert cached(cache, {}, build, scratch).fingerprint() == whole
+    assert build.calls == 1
+    (kept,), (copied,) = (list(folder.rglob(name)) for folder in (cache, scratch))
+    assert copied.read_bytes() == kept.read_bytes()
+    assert the_files(scratch) == ["dataset.json", "images.npy", "lock"]
+
+
+def test_a_copy_that_is_cut_short_is_no_set(tmp_path, monkeypatch):
+    """The images are there, the JSON is not: as after a node was lost."""
+    build, cache, scratch = Builder(), tmp_path / "cache", tmp_path / "scratch"
+    cached(cache, {}, build, scratch)
+    next(scratch.rglob("dataset.json")).unlink()
+    assert Path(cached(cache, {}, build, scratch).images.filename).is_relative_to(scratch)
+    assert build.calls == 1
+
+
+def test_a_scratch_that_cannot_be_used_is_a_warning(tmp_path, caplog):
+    build, cache = Builder(), tmp_path / "cache"
+    (tmp_path / "file").write_text("")
+    found = cached(cache, {}, build, tmp_path / "file" / "scratch")
+    assert Path(found.images.filename).is_relative_to(cache)
+    (said,) = caplog.messages
+    assert said == f"{tmp_path}/file/scratch cannot be used (Not a directory); reads from {cache}"
+    assert the_files(cache) == ["dataset.json", "images.npy", "lock"]
+
+
+def test_a_scratch_that_is_full_is_a_warning_and_keeps_nothing_half(tmp_path, monkeypatch, caplog):
+    def no_room(source, to):
+        Path(to).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(to))
+
+    monkeypatch.setattr(shutil, "copyfile", no_room)
+    build, cache, scratch = Builder(), tmp_path / "cache", tmp_path / "scratch"
+    found = cached(cache, {}, build, scratch)
+    assert Path(found.images.filename).is_relative_to(cache)
+    assert f"{scratch} cannot be used (No space left on device); reads from {cache}" in caplog.messages
+    assert the_files(scratch) == ["lock"]
+    assert build.calls == 1
+
+
+def test_a_shared_cache_that_cannot_be_used_is_no_fault_of_the_scratch(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="^data.cache_dir=.*/file/cache cannot be used .Not a directory"):
+        cached(tmp_path / "file" / "cache", {}, Builder(), tmp_path / "scratch")
+    assert caplog.messages == []
+
+
+def test_without_a_cache_there_is_no_copy_on_scratch(tmp_path):
+    assert not isinstance(cached(None, {}, Builder(), tmp_path / "scratch").images, np.memmap)
+    assert not (tmp_path / "scratch").exists()
+
+
+def _copy_slowly(cache: Path, scratch: Path, log: Path) -> None:
+    """One of the ranks of a node, where copying takes a while."""
+    copy = shutil.copyfile
+
+    def slowly(source, to):
+        with log.open("a") as file:
+            file.write(f"{Path(source).name}\n")
+        time.sleep(0.3)
+        return copy(source, to)
+
+    shutil.copyfile = slowly
+    found = cached(cache, {}, Builder(), scratch)
+    assert np.array_equal(found.images, IMAGES)
+    assert Path(found.images.filename).is_relative_to(scratch)
+
+
+def test_processes_that_start_together_copy_once(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    arguments = (tmp_path / "cache", tmp_path / "scratch", tmp_path / "log")
+    processes = [context.Process(target=_copy_slowly, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "log").read_text() == "images.npy\ndataset.json\n"
+
+
+def test_all_sources_go_over_scratch(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=[0, 1, 2, 3, 4])
+    for source, path in (("npz", tmp_path / "a.npz"), ("synthetic", None)):
+        places = {"cache_dir": tmp_path / "c", "scratch_dir": tmp_path / "s"}
+        found = load_dataset(source, path, image_size=8, synthetic_examples=8, **places)
+        assert Path(found.images.filename).is_relative_to(tmp_path / "s")
+    assert len(copies(tmp_path / "s")) == 2
 
 
 # ---- near-duplicates

@@ -12,7 +12,7 @@ from bloodcell_dist.config import load_settings
 from bloodcell_dist.models.backbones import BACKBONES
 
 FOLDER = Path(bloodcell_dist.__file__).parents[1] / "configs"
-FILES = sorted(FOLDER.rglob("*.yaml"), key=str)
+FILES = sorted({*FOLDER.rglob("*.yaml")} - {FOLDER / "sweep.yaml"}, key=str)
 WITHOUT_WEIGHTS = ("demo", "cnn", "mobilenetv3small_scratch")
 names = pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(FOLDER)) for path in FILES])
 

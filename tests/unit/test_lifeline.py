@@ -450,7 +450,7 @@ def test_strangers_are_turned_away_and_the_rank_is_let_in(noise: bytes) -> None:
     listener = listen(2, "localhost")
 
     def disturb() -> None:
-        with socket.create_connection(("127.0.0.1", json.loads(listener.address)["port"])) as stranger:
+        with socket.create_connection(("127.0.0.1", json.loads(listener.address)["ports"][0])) as stranger:
             stranger.sendall(noise)
             if not noise:
                 stranger.shutdown(socket.SHUT_WR)

@@ -122,7 +122,8 @@ def test_the_result_has_its_documented_names_and_the_selected_models_figures(tmp
     figures = {f"{split}_{name}" for split in ("train", "val", "test") for name in METRICS}
     assert set(result) == figures | {
         "format", "run_id", "created", "backbone", "class_names", "seed", "epochs", "select_by",
-        "images_per_s", "wall_s", "replicas", "gpu_hours", "versions", "examples", "intervals", "per_class", "confusion", "best", "last",
+        "images_per_s", "wall_s", "replicas", "gpu_hours", "versions", "examples", "intervals", "per_class",
+            "confusion", "best", "last",
     }  # fmt: skip
     assert result["val_accuracy"] == result["best"]["val_accuracy"] == 0.98
     assert result["test_accuracy"] == 0.9

@@ -166,6 +166,11 @@ def among(launcher: Launcher, world_size: int, num_gpus: int = 0) -> Machine:
         ("horovod", 2, 1, "horovod", "horovod", None),
         ("openmpi", 2, 1, "horovod", "horovod", None),
         ("tf_config", 2, 1, "multiworker", "multiworker", None),
+        # under srun both fit
+        ("slurm", 4, 1, "auto", "horovod", "4 processes, started by srun"),
+        ("slurm", 2, 4, "auto", "multiworker", "2 processes, started by srun, with 4 GPUs each"),
+        ("slurm", 2, 1, "multiworker", "multiworker", None),
+        ("slurm", 2, 4, "horovod", "horovod", None),
     ],
 )
 def test_the_way_to_run(
@@ -184,9 +189,15 @@ def test_the_way_to_run(
         (
             *("none", 1, 0, "horovod"),
             "distribute.strategy=horovod does not fit: one process on one device; start it with `horovodrun -np N "
-            "python -m bloodcell_dist.train`, or set distribute.strategy=single or auto",
+            "python -m bloodcell_dist.train` or with srun, or set distribute.strategy=single or auto",
         ),
-        ("none", 1, 2, "multiworker", "multiworker does not fit: one process with 2 GPUs; give each process a TF_CONF"),
+        (
+            "none",
+            1,
+            2,
+            "multiworker",
+            "multiworker does not fit: one process with 2 GPUs; start one process per node w",
+        ),
         ("none", 1, 2, "horovod", "or set distribute.strategy=mirrored or auto"),
         ("tf_config", 1, 0, "horovod", "horovod does not fit: one process on one device"),
         ("horovod", 1, 0, "multiworker", "multiworker does not fit: one process on one device"),
@@ -201,8 +212,14 @@ def test_the_way_to_run(
         ("horovod", 4, 1, "multiworker", "or set distribute.strategy=horovod or auto"),
         ("tf_config", 2, 1, "horovod", "distribute.strategy=horovod does not fit: TF_CONFIG names 2 workers; start it"),
         ("tf_config", 2, 1, "mirrored", "or set distribute.strategy=multiworker or auto"),
-        ("slurm", 2, 1, "auto", "srun started 2 processes that cannot find each other; start one with srun and let"),
-        ("slurm", 2, 1, "horovod", "srun started 2 processes that cannot find each other"),
+        (
+            "slurm",
+            2,
+            1,
+            "single",
+            "does not fit: 2 processes, started by srun; start one process, or set distribute.str",
+        ),
+        ("slurm", 2, 4, "mirrored", "or set distribute.strategy=multiworker or auto"),
     ],
 )
 def test_a_way_to_run_that_does_not_fit(

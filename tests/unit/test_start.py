@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bloodcell_dist import start
 from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.config import load_settings, replace
 from bloodcell_dist.data.dataset import ArrayDataset
@@ -40,7 +41,8 @@ from bloodcell_dist.start import (
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working folder without cells, and a cache of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("BLOODCELL_DATA", raising=False)
+    for name in ("BLOODCELL_DATA", "BLOODCELL_RUNS", "BLOODCELL_RECORD", "BLOODCELL_SCRATCH"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -125,6 +127,19 @@ def test_copied_cells_find_the_same_folder(tmp_path: Path) -> None:
 def test_debug_runs_have_folders_of_their_own() -> None:
     folder = run_folder(None, *settings_of(), debug=True).path
     assert re.fullmatch(r"runs/debug-\d{8}-\d{6}", str(folder))
+
+
+def test_runs_can_go_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder(asked: str | None = None, debug: bool = False) -> Path:
+        return run_folder(asked, *settings_of(), debug).path
+
+    here = folder()
+    monkeypatch.setenv("BLOODCELL_RUNS", str(tmp_path / "scratch of mine"))
+    assert folder() == tmp_path / "scratch of mine" / here.name  # the same name
+    assert folder(debug=True).parent == tmp_path / "scratch of mine"
+    assert folder("here") == Path("here")
+    monkeypatch.setenv("BLOODCELL_RUNS", "")
+    assert folder() == here
 
 
 def test_the_cache_is_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +246,65 @@ def test_the_ending_is_written_down(tmp_path: Path) -> None:
     assert json.loads(run.status.read_text())["state"] == "done"
 
 
+def told(tmp_path: Path) -> str:
+    return (tmp_path / "jobs" / "12_3.run").read_text()
+
+
+def test_the_batch_script_is_told_the_folder_of_its_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, as the script looks there from another working folder; and when status.json is no longer the old one."""
+    (tmp_path / "jobs").mkdir()
+    monkeypatch.setenv("BLOODCELL_RECORD", str(tmp_path / "jobs" / "12_3"))
+    given, settings = settings_of()
+    with contextlib.ExitStack() as stack:
+        open_run(stack, RunDir(Path("my run")), given, settings)
+    assert list((tmp_path / "jobs").iterdir()) == []  # there is no run yet
+    with begun(Path("my run")):
+        assert told(tmp_path) == str(tmp_path / "my run")
+    (tmp_path / "jobs" / "12_3.run").unlink()
+    go_on(Path("my run"))
+    assert told(tmp_path) == str(tmp_path / "my run")
+    assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["12_3.run"]
+
+
+def test_the_folder_is_told_after_the_last_ending_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the script of a rank that is killed then would take the exit status of the life before for this one's."""
+    monkeypatch.setenv("BLOODCELL_RECORD", str(tmp_path / "record"))
+    states = []
+    write = start.atomic_write_text
+
+    def look(path: str, text: str) -> None:
+        states.append(json.loads((tmp_path / "run" / "status.json").read_text())["state"])
+        write(path, text)
+
+    monkeypatch.setattr(start, "atomic_write_text", look)
+    with begun(tmp_path / "run"):
+        pass
+    go_on(tmp_path / "run")
+    assert states == ["running", "running"]
+
+
+def test_a_record_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLOODCELL_RECORD", str(tmp_path / "nowhere" / "12"))
+    with begun(tmp_path / "run") as run:
+        assert json.loads(run.status.read_text())["state"] == "running"
+    assert not (tmp_path / "nowhere").exists()
+
+
 # ---- the cells
+
+
+@pytest.mark.parametrize("given", ["it's fast", ""])
+def test_the_cells_are_read_from_the_scratch_of_the_node(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOODCELL_SCRATCH", given and str(tmp_path / given))
+    np.savez(tmp_path / "a.npz", images=np.concatenate([CELLS.train.images] * 2), labels=np.arange(24) % 8)
+    load_data(settings_of("data.path=a.npz", "data.image_size=16", "data.clean=false")[1])
+    copied = list((tmp_path / "it's fast").glob("bloodcell_dist/*/images.npy"))
+    assert len(copied) == (1 if given else 0)
+    assert len(list((tmp_path / "cache" / "bloodcell_dist").glob("*/images.npy"))) == 1
 
 
 def test_every_setting_of_the_cells_is_used(tmp_path: Path) -> None:

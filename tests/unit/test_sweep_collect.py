@@ -94,7 +94,7 @@ def test_without_the_queues_word_the_folders_tell(sweep: SweepDir, squeue: Squeu
 def test_a_queue_that_does_not_answer_is_done_without(
     sweep: SweepDir, squeue: Squeue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bloodcell_dist.cluster.slurm_client.PATIENCE_S", 0.2)
+    monkeypatch.setattr("bloodcell_dist.cluster.slurm_client.QUEUE_PATIENCE_S", 0.2)
     squeue("exec sleep 30")
     assert status_lines(sweep.path)[0] == "0  cnn       waiting"
 

@@ -59,6 +59,10 @@ def test_ranges(scores: list[Score], expected: tuple[float, float]) -> None:
         # b overlaps with both, a and c stand apart
         ({"a": [0.9, 0.92], "b": [0.8, 0.91], "c": [0.7, 0.81]}, [["a", "b"], ["b", "c"]]),
         ({"a": [(0.9, 0.8, 0.95)], "b": [(0.85, 0.8, 0.9)], "c": [(0.82, 0.7, 0.9)]}, [["a", "b", "c"]]),
+        (
+            {"a": [(0.9, 0.5, 1.0)], "b": [(0.8, 0.6, 1.0)], "c": [(0.75, 0.7, 1.0)]},
+            [["a", "b", "c"]],
+        ),  # not a, b again
         # c is wide and overlaps with a although b, between them, does not
         ({"a": [(0.95, 0.94, 0.96)], "b": [(0.9, 0.89, 0.91)], "c": [(0.7, 0.4, 0.99)]}, [["a", "c"], ["b", "c"]]),
         ({"a": [(0.95, 0.94, 0.96)], "b": [0.2]}, [["a", "b"]]),  # of b nothing is known

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -24,10 +23,10 @@ from bloodcell_dist.config import build_settings, dump_yaml
 from bloodcell_dist.evaluation.metrics import SplitScores, score_split
 from bloodcell_dist.evaluation.result import ModelScores, build_result
 from bloodcell_dist.history import append_metrics
-from bloodcell_dist.settings import BLOOD_CELLS, METRICS
+from bloodcell_dist.settings import BLOOD_CELLS
 from bloodcell_dist.sweep import report
 from bloodcell_dist.sweep.collect import Found, collect
-from bloodcell_dist.sweep.compare import DRAWN, FIGURES, VALIDATION_ONLY, Spread, compare, figures_of
+from bloodcell_dist.sweep.compare import DRAWN, FIGURES, VALIDATION_ONLY, compare, figures_of
 from bloodcell_dist.sweep.folder import Plan, Planned, SweepDir
 
 LOST = "ended without a word: killed, or its node lost"
@@ -240,9 +239,10 @@ def test_seeds_are_put_together_and_sorted_by_the_test_set(six: Sweep) -> None:
     assert (accuracy.mean, accuracy.sd) == (pytest.approx(0.84), pytest.approx(0.04))
     assert (accuracy.low, accuracy.high) == (0.80, 0.88)
     assert good.spreads["gap_accuracy"].mean == pytest.approx(0.12)
-    assert better.spreads["test_accuracy"] == Spread(0.9, None, 0.9, 0.9)
+    alone = better.spreads["test_accuracy"]
+    assert (alone.mean, alone.sd, alone.low, alone.high) == (0.9, None, 0.9, 0.9)
     assert (len(better.done), len(better.members)) == (1, 3)
-    assert comparison.notes == ()
+    assert [note[:23] for note in comparison.notes] == ["THE ORDER IS NOT SURE a"]  # of `better` there is but one
 
 
 def test_rows_without_test_set_come_after_those_with_one_and_empty_ones_last(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_rows_without_test_set_come_after_those_with_one_and_empty_ones_last(tmp
     sweep.finish("tested-seed0", 0.8, 0.7)
     comparison = compare("s", sweep.found())
     assert [row.name for row in comparison.rows] == ["tested", "untested", "none"]
-    assert comparison.notes == ("Without a test set, and so not comparable with the others: untested-seed0.",)
+    assert comparison.notes[0] == "Without a test set, and so not comparable with the others: untested-seed0."
 
 
 @pytest.mark.parametrize(
@@ -285,34 +285,6 @@ def test_the_report_writes_every_file(six: Sweep, capsys: pytest.CaptureFixture[
     for picture in (folder / "plots").iterdir():
         with Image.open(picture) as opened:
             assert opened.width > 800 and len(set(opened.convert("L").resize((60, 60)).tobytes())) > 10
-
-
-def test_tables_for_programs(six: Sweep) -> None:
-    report.write_comparison(six.folder, "s", six.found())
-    members = list(csv.DictReader(six.folder.comparison(".csv").read_text().splitlines()))
-    assert [row["state"] for row in members] == ["done", "done", "done", "done", "failed", "waiting"]
-    assert {f"{split}_{metric}" for split in ("train", "val", "test") for metric in METRICS} <= set(members[0])
-    assert (members[1]["train.seed"], members[1]["test_accuracy"], members[5]["test_accuracy"]) == ("1", "0.84", "")
-    assert (members[4]["reason"], members[5]["reason"]) == ("<b>diverged</b> | $x$", "not started")
-    better, good = csv.DictReader(six.folder.comparison("_groups.csv").read_text().splitlines())
-    assert (better["group"], better["done"], better["planned"]) == ("better", "1", "3")
-    assert float(good["test_accuracy_sd"]) == pytest.approx(0.04)
-    assert (better["test_accuracy_sd"], float(better["gpu_hours_mean"])) == ("", 2.0)
-    content = json.loads(six.folder.comparison(".json").read_text())
-    assert [row["name"] for row in content["groups"]] == ["better", "good"]
-    assert content["groups"][1]["figures"]["test_accuracy"]["high"] == 0.88
-    assert content["members"][4]["state"] == "failed"
-
-
-def test_markdown(six: Sweep) -> None:
-    lines = report.render_markdown(compare("s", six.found())).splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")]
-    assert rows[0][:4] == ["Configuration", "Done", "Test macro-F1", "Test accuracy"]
-    assert len({len(row) for row in rows}) == 1
-    assert rows[2][1:4] == ["1/3", "90.0%", "90.0%"]
-    assert rows[3][1] == "3/3" and rows[3][3] == "84.0% ± 4.0 (80.0% – 88.0%)"
-    assert rows[3][6] == "+12.0 ± 3.0"
-    assert lines[-2:] == ["- better-seed1: failed, <b>diverged</b> | $x$", "- better-seed2: waiting, not started"]
 
 
 class Page(HTMLParser):
@@ -351,7 +323,7 @@ def test_the_page_is_one_file_and_tells_what_is_missing(six: Sweep) -> None:
     assert "a <i> & 'b'" in page.text
     assert "Not done: better-seed1 (failed), better-seed2 (waiting)" in page.text
     assert "<b>diverged</b> | $x$" in page.text
-    assert "84.0% ± 4.0" in page.text and "points of macro-F1: how much validation flatters" in page.text
+    assert "84.0% ± 4.0" in page.text and "how much validation flatters" in page.text
 
 
 def test_without_a_test_set_the_page_says_so_above_the_table(tmp_path: Path) -> None:
@@ -365,12 +337,7 @@ def test_without_a_test_set_the_page_says_so_above_the_table(tmp_path: Path) -> 
     assert f"**{VALIDATION_ONLY}**" in sweep.folder.comparison(".md").read_text()
 
 
-def test_a_sweep_of_which_nothing_is_done_has_a_page_too(one: Sweep) -> None:
-    report.write_comparison(one.folder, "s", one.found())
-    assert "No member is done yet" in Page(one.folder.comparison(".html").read_text()).text
-    assert list(one.folder.plots.iterdir()) == []
-
-
+@pytest.mark.slow
 def test_many_configurations_and_epochs_are_drawn(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "s", {f"configuration-{number}": 1 for number in range(30)})
     for number in range(30):
@@ -383,9 +350,9 @@ def test_many_configurations_and_epochs_are_drawn(tmp_path: Path) -> None:
 def test_status(six: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sweep", "status", str(six.folder.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "good-seed0    done     val accuracy 95.0%, test accuracy 80.0%"
-    assert lines[4] == "better-seed1  failed   2 of 5 epochs, <b>diverged</b> | $x$"
-    assert lines[5] == "better-seed2  waiting  not started"
+    assert lines[0] == "0  good-seed0    done: val accuracy 0.9500, test accuracy 0.8000, macro-F1 0.8000"
+    assert lines[4] == "4  better-seed1  failed: <b>diverged</b> | $x$"
+    assert lines[5] == "5  better-seed2  waiting"
     assert cli.main(["sweep", "status", str(six.folder.path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["state"] for row in rows] == ["done"] * 4 + ["failed", "waiting"]

@@ -30,7 +30,7 @@ bloodcell_run bloodcell-dist sweep report {folder}
 _USUAL: Options = {
     "nodes": 1,
     "time": "12:00:00",
-    "signal": "B:USR1@120",
+    "signal": "B:USR1@300",
     "requeue": True,
     "open-mode": "append",
 }

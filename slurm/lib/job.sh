@@ -65,8 +65,7 @@ start_training() { # ARGUMENT...
         ) &
         ;;
     *)
-        say "BLOODCELL_LAUNCHER=$BLOODCELL_LAUNCHER is unknown; it is auto, pmix, multiworker or horovodrun"
-        exit 2
+        stop_for_good 2 "BLOODCELL_LAUNCHER=$BLOODCELL_LAUNCHER is unknown; it is auto, pmix, multiworker or horovodrun"
         ;;
     esac
     training=$!

@@ -243,6 +243,12 @@ def test_npz_and_drawn_cells_are_cached_too(tmp_path):
 # ---- a copy on the node's own disk
 
 
+def lies_in(folder: Path, dataset: ArrayDataset) -> bool:
+    """Whether its images are read from there."""
+    assert isinstance(dataset.images, np.memmap)
+    return Path(str(dataset.images.filename)).is_relative_to(folder)
+
+
 def copies(scratch: Path) -> list[str]:
     return [str(path.relative_to(scratch).parent.parent) for path in scratch.rglob("images.npy")]
 
@@ -254,7 +260,7 @@ def test_from_scratch_is_read_what_the_shared_cache_has(tmp_path, caplog):
     assert build.calls == 1
     for found in (first, second):
         assert isinstance(found.images, np.memmap) and not found.images.flags.writeable
-        assert Path(found.images.filename).is_relative_to(scratch)
+        assert lies_in(scratch, found)
     assert caplog.text.count("copying the decoded cells to") == 1
     assert copies(scratch) == ["bloodcell_dist"]  # a folder that others use too
     assert first.fingerprint() == second.fingerprint() == cached(cache, {"k": 1}, build).fingerprint()
@@ -291,12 +297,12 @@ def test_a_damaged_copy_on_scratch_is_copied_anew(tmp_path, name, harm):
     assert the_files(scratch) == ["dataset.json", "images.npy", "lock"]
 
 
-def test_a_copy_that_is_cut_short_is_no_set(tmp_path, monkeypatch):
+def test_a_copy_that_is_cut_short_is_no_set(tmp_path):
     """The images are there, the JSON is not: as after a node was lost."""
     build, cache, scratch = Builder(), tmp_path / "cache", tmp_path / "scratch"
     cached(cache, {}, build, scratch)
     next(scratch.rglob("dataset.json")).unlink()
-    assert Path(cached(cache, {}, build, scratch).images.filename).is_relative_to(scratch)
+    assert lies_in(scratch, cached(cache, {}, build, scratch))
     assert build.calls == 1
 
 
@@ -304,8 +310,8 @@ def test_a_scratch_that_cannot_be_used_is_a_warning(tmp_path, caplog):
     build, cache = Builder(), tmp_path / "cache"
     (tmp_path / "file").write_text("")
     found = cached(cache, {}, build, tmp_path / "file" / "scratch")
-    assert Path(found.images.filename).is_relative_to(cache)
-    (said,) = caplog.messages
+    assert lies_in(cache, found)
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said == f"{tmp_path}/file/scratch cannot be used (Not a directory); reads from {cache}"
     assert the_files(cache) == ["dataset.json", "images.npy", "lock"]
 
@@ -318,7 +324,7 @@ def test_a_scratch_that_is_full_is_a_warning_and_keeps_nothing_half(tmp_path, mo
     monkeypatch.setattr(shutil, "copyfile", no_room)
     build, cache, scratch = Builder(), tmp_path / "cache", tmp_path / "scratch"
     found = cached(cache, {}, build, scratch)
-    assert Path(found.images.filename).is_relative_to(cache)
+    assert lies_in(cache, found)
     assert f"{scratch} cannot be used (No space left on device); reads from {cache}" in caplog.messages
     assert the_files(scratch) == ["lock"]
     assert build.calls == 1
@@ -346,10 +352,11 @@ def _copy_slowly(cache: Path, scratch: Path, log: Path) -> None:
         time.sleep(0.3)
         return copy(source, to)
 
-    shutil.copyfile = slowly
-    found = cached(cache, {}, Builder(), scratch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "copyfile", slowly)
+        found = cached(cache, {}, Builder(), scratch)
     assert np.array_equal(found.images, IMAGES)
-    assert Path(found.images.filename).is_relative_to(scratch)
+    assert lies_in(scratch, found)
 
 
 def test_processes_that_start_together_copy_once(tmp_path):
@@ -369,7 +376,7 @@ def test_all_sources_go_over_scratch(tmp_path):
     for source, path in (("npz", tmp_path / "a.npz"), ("synthetic", None)):
         places = {"cache_dir": tmp_path / "c", "scratch_dir": tmp_path / "s"}
         found = load_dataset(source, path, image_size=8, synthetic_examples=8, **places)
-        assert Path(found.images.filename).is_relative_to(tmp_path / "s")
+        assert lies_in(tmp_path / "s", found)
     assert len(copies(tmp_path / "s")) == 2
 
 

@@ -217,7 +217,7 @@ def test_an_error_is_exit_status_2(folder: Path, capsys: pytest.CaptureFixture[s
     status, lines = doctor(capsys, "--set", "data.path=gone.npz", "--set", "model.weights=gone.keras")
     assert status == 2
     assert [line["name"] for line in lines if line["level"] == "error"] == ["data", "weights"]
-    assert next(line for line in lines if line["name"] == "weights")["fix"].startswith("bloodcell-dist weights fetch ")
+    assert next(line for line in lines if line["name"] == "weights")["fix"].startswith("another model.weights")
 
 
 def test_it_takes_the_options_of_a_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

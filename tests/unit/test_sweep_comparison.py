@@ -169,6 +169,7 @@ def test_how_an_unfinished_member_is(
         ("elsewhere", 1, None, "running"),
         ("elsewhere", 1, {}, "stopped"),
     ],
+    ids=["here", "here, not queued", "gone", "elsewhere", "elsewhere, not queued"],
 )
 def test_a_run_lives_as_long_as_its_holder(
     one: Sweep, host: str, pid: int, queue: Mapping[int, str] | None, state: str

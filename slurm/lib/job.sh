@@ -35,7 +35,8 @@ hear_usr1() { # the time limit is near, or somebody asks
 
 signal_family() { # PID: USR1 to all that it has started, on this node; one rank that hears it stops all
     local child
-    for child in $(pgrep -P "$1"); do signal_family "$child"; done
+    # shellcheck disable=SC2013 # words, not lines
+    for child in $(cat "/proc/$1/task/"*/children 2>/dev/null); do signal_family "$child"; done
     kill -USR1 "$1" 2>/dev/null || true
 }
 
@@ -56,12 +57,10 @@ start_training() { # ARGUMENT...
         "${step[@]}" --mpi=none --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
             --cpus-per-task="$SLURM_CPUS_ON_NODE" "${python[@]}" "$@" --set distribute.strategy=multiworker & ;;
     horovodrun) # by ssh, where there are several nodes
-        local hosts='' node per_node=${SLURM_TASKS_PER_NODE%%(*}
-        for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do hosts+=${hosts:+,}$node:$per_node; done
         (
-            trap '' USR1 # for the ranks, which take it up again; horovodrun would end with it
-            exec ${in_environment[@]+"${in_environment[@]}"} horovodrun --gloo -np "$((per_node * SLURM_JOB_NUM_NODES))" \
-                -H "$hosts" python -m bloodcell_dist.train "$@"
+            trap '' USR1 # the ranks take it up again; horovodrun, which goes on ignoring it, would end with it
+            exec ${in_environment[@]+"${in_environment[@]}"} horovodrun --gloo -np "$(count_tasks)" \
+                -H "$(hosts_with_slots)" python -m bloodcell_dist.train "$@"
         ) &
         ;;
     *)
@@ -70,6 +69,19 @@ start_training() { # ARGUMENT...
     esac
     training=$!
 }
+
+tasks_of_nodes() { # 2(x2),1 is 2 2 1
+    local part times
+    for part in ${SLURM_TASKS_PER_NODE//,/ }; do
+        times=1
+        [[ ! $part =~ \(x([0-9]+)\) ]] || times=${BASH_REMATCH[1]}
+        for ((; times > 0; times--)); do echo "${part%%(*}"; done
+    done
+}
+
+count_tasks() { echo $(($(tasks_of_nodes | paste -sd +))); }
+
+hosts_with_slots() { paste -d : <(scontrol show hostnames "$SLURM_JOB_NODELIST") <(tasks_of_nodes) | paste -sd ,; }
 
 wait_for_training() { # its exit status; a signal only interrupts the waiting
     local status=0 seen
@@ -153,6 +165,9 @@ requeue() { # STATUS WHAT
     fi
     record "end status=$1 $2"
     say "exit status $1: $2"
-    scontrol requeue "$job" || say "it cannot be requeued; submit it again, it goes on from its last checkpoint"
+    if ! scontrol requeue "$job"; then
+        record "end status=$1 stopped: Slurm does not requeue it"
+        say "it cannot be requeued; submit it again, it goes on from its last checkpoint"
+    fi
     exit "$1"
 }

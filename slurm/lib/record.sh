@@ -32,6 +32,7 @@ count_fruitless() { # failed|started: lives since the newest checkpoint came
         $2 == "start" && $NF != now { failed = started = 0 }
         $2 == "start" { started += same = ($NF == now) }
         $2 == "end" && /failed/ { failed += same }
+        $2 == "end" && /stopped:/ { failed = started = 0 } # given up; somebody has requeued it by hand
         END { print (what == "failed" ? failed : started) + 0 }' "$BLOODCELL_RECORD"
 }
 

@@ -38,9 +38,8 @@ TOOLS = [
     "mkdir",
     "mv",
     "od",
-    "pgrep",
 ]
-TOOLS += ["rm", "sed", "sleep", "touch", "tr", "wc"]
+TOOLS += ["paste", "rm", "sed", "sleep", "touch", "tr", "wc"]
 
 FAKE = """#!/usr/bin/env bash
 printf '%s\\0' "${0##*/}" "$@" --end-- >>"$DESK/calls"
@@ -278,6 +277,13 @@ def test_the_line_of_each_launcher(desk: Desk, launcher: str | None, expected: C
 def test_without_cpus_per_task_srun_is_not_told_any(desk: Desk) -> None:
     desk.run(SLURM_CPUS_PER_TASK=None)
     assert desk.calls("srun") == [(*AUTO[:-1], *TRAIN)]
+
+
+@pytest.mark.parametrize(("tasks", "expected"), [("2,1", "-np 3 -H n1:2,n2:1"), ("3(x2)", "-np 6 -H n1:3,n2:3")])
+def test_horovodrun_on_unequal_nodes(desk: Desk, tasks: str, expected: str) -> None:
+    desk.run(None, BLOODCELL_LAUNCHER="horovodrun", SLURM_TASKS_PER_NODE=tasks)
+    (call,) = desk.calls("horovodrun")
+    assert " ".join(call[2:6]) == expected
 
 
 def test_an_unknown_launcher_is_refused(desk: Desk) -> None:
@@ -531,6 +537,7 @@ def test_a_job_that_cannot_be_requeued_says_how_to_go_on(desk: Desk) -> None:
     done = desk.run()
     assert done.status == 75
     assert "it cannot be requeued; submit it again, it goes on from its last checkpoint" in done.out
+    assert desk.record()[-1] == "end status=75 stopped: Slurm does not requeue it"
 
 
 def test_tasks_of_an_array_have_their_own_number(desk: Desk) -> None:
@@ -618,6 +625,8 @@ echo "found $(count_fruitless failed) $(count_fruitless started) $(newest_checkp
         ),
         (["start at=none", "end requeued", "start at=none", "start at=none"], [], "0 3 none"),
         (["start at=none", "end left to Slurm", "start at=none", "end failed, left to Slurm"], [], "1 2 none"),
+        # given up, and requeued by hand
+        (["start at=none", "end failed", "start at=none", "end status=1 stopped: x", "start at=none"], [], "0 1 none"),
         # older than the newest, whatever their order; what is no checkpoint
         (["start at=step-00000100"], ["step-00000100", "step-00000020"], "0 1 step-00000100"),
         (["start at=none"], ["tmp-step-00000009"], "0 1 none"),

@@ -7,7 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from bloodcell_dist import __version__
-from bloodcell_dist.commandline import add_settings_options, add_traceback_option, add_train_options, run_command
+from bloodcell_dist.commandline import (
+    add_overrides_option,
+    add_settings_options,
+    add_traceback_option,
+    add_train_options,
+    run_command,
+)
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -116,14 +122,7 @@ def _add_sweep_commands(commands: argparse._SubParsersAction) -> None:
     for parser in (plan, submit, run):
         parser.add_argument("spec", metavar="SPEC", help="YAML file of the sweep, such as configs/sweep.yaml")
         parser.add_argument("--out", metavar="DIR", help="folder of the sweep (default: sweeps/NAME)")
-        parser.add_argument(
-            "--set",
-            metavar="KEY=VALUE",
-            action="append",
-            default=[],
-            dest="overrides",
-            help="change a setting of all members; may be repeated",
-        )
+        add_overrides_option(parser, "change a setting of all members; may be repeated")
         add_traceback_option(parser)
     status = _add(commands, "status", "say how each member is", _sweep_status)
     status.add_argument("--json", action="store_true", help="print an array of objects")

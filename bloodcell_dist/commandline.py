@@ -42,14 +42,12 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 def add_settings_options(parser: argparse.ArgumentParser) -> None:
     """`--config` and `--set`."""
     parser.add_argument("--config", metavar="YAML", help="file with settings; without it, the defaults")
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="change a setting, for example --set train.epochs=5; may be repeated",
-    )
+    add_overrides_option(parser, "change a setting, for example --set train.epochs=5; may be repeated")
+
+
+def add_overrides_option(parser: argparse.ArgumentParser, text: str) -> None:
+    """`--set`, with this help."""
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help=text)
 
 
 def add_traceback_option(parser: argparse.ArgumentParser) -> None:

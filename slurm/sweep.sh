@@ -18,11 +18,11 @@
 
 here=${BLOODCELL_SLURM:-$(dirname "$0")}
 if [ ! -f "$here/lib/job.sh" ]; then # Slurm runs a copy of this file, and knows where the original is
-    here=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/ Command=/{s|.* Command=||;s|/sweep\.sh.*||p;q}')
+    here=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/ Command=/{s|.* Command=||;s|/[^/]*\.sh.*||p;q}')
     here=$(cd "$SLURM_SUBMIT_DIR" && cd "$here" && pwd)
 fi
 # shellcheck source=job.sh
-. "$here/lib/job.sh"
+. "$here/lib/job.sh" || { echo "$here/lib/job.sh is missing: keep copies in slurm/, or set BLOODCELL_SLURM" >&2; exit 2; }
 # shellcheck source=member.sh
 . "$here/lib/member.sh"
 

@@ -43,9 +43,9 @@ class Network:
     addresses: tuple[str, ...]
     nodes: tuple[int, ...]
 
-    def interface(self, node_rank: int) -> str:
-        """Name of this machine's network interface with a node's address, `eth0`; `lo` where there is none."""
-        return interface_addresses().get(self.addresses[node_rank], "lo")
+    def interface(self, node_rank: int) -> str | None:
+        """Name of this machine's network interface with a node's address, `eth0`; None if it is not known (NAT)."""
+        return "lo" if len(self.addresses) == 1 else interface_addresses().get(self.addresses[node_rank])
 
 
 def agreed_address(process: ProcessInfo, environ: Mapping[str, str]) -> Address:
@@ -75,6 +75,7 @@ def find_network(workers: Workers) -> Network:
 
 def horovod_variables(process: ProcessInfo, network: Network, port: int) -> dict[str, str]:
     """What horovodrun would have set for this rank; `port`: of the rendezvous server on rank 0's node."""
+    interface = network.interface(process.node_rank)
     with_this_local_rank = [
         node for node in sorted(set(network.nodes)) if network.nodes.count(node) > process.local_rank
     ]
@@ -90,8 +91,7 @@ def horovod_variables(process: ProcessInfo, network: Network, port: int) -> dict
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": network.addresses[network.nodes[0]],
         "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
-        "HOROVOD_GLOO_IFACE": network.interface(process.node_rank),
-    }
+    } | ({"HOROVOD_GLOO_IFACE": interface} if interface else {})
 
 
 def make_tf_config(workers: Workers, network: Network) -> str:
@@ -103,8 +103,9 @@ def make_tf_config(workers: Workers, network: Network) -> str:
 
 
 def nccl_variables(network: Network, node_rank: int) -> dict[str, str]:
-    """The interface for NCCL's first contact, with several nodes; NCCL itself finds InfiniBand for the data."""
-    return {"NCCL_SOCKET_IFNAME": network.interface(node_rank)} if len(network.addresses) > 1 else {}
+    """The interface for NCCL's sockets, with several nodes. Where InfiniBand has verbs, NCCL finds it for the data."""
+    interface = network.interface(node_rank)
+    return {"NCCL_SOCKET_IFNAME": f"={interface}"} if len(network.addresses) > 1 and interface else {}
 
 
 def _free_port() -> int:

@@ -78,4 +78,5 @@ def _sourced(site: Path, environ: Mapping[str, str]) -> dict[str, str]:
     if done.returncode:
         raise UserError(f"{site}: bash cannot read it (exit status {done.returncode}); mend the file")
     pairs = [os.fsdecode(pair).partition("=") for pair in done.stdout.split(b"\0") if pair]
-    return {name: value for name, _, value in pairs if not name.startswith("BASH_FUNC_")}
+    # Functions of the file are for the jobs, which read it themselves; those of the user, `module` say, stay.
+    return {name: value for name, _, value in pairs if name in environ or not name.startswith("BASH_FUNC_")}

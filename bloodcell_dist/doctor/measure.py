@@ -55,7 +55,7 @@ def measure_clocks(workers: Workers, now: Callable[[], float] = time.time) -> li
 def name_network(workers: Workers, node: str) -> list[tuple[str, str, str]]:
     """Of each node with workers: name, address at which others reach it, its interface there. A collective."""
     network, mine = find_network(workers), workers.process.node_rank
-    names = gather_texts(workers, f"{node} {network.interface(mine)}")
+    names = gather_texts(workers, f"{node} {network.interface(mine) or 'unknown'}")
     first = {number: names[network.nodes.index(number)].split() for number in sorted(set(network.nodes))}
     return [(name, network.addresses[number], interface) for number, (name, interface) in first.items()]
 

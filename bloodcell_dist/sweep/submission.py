@@ -63,8 +63,8 @@ def site_file(slurm_folder: Path, environ: Mapping[str, str]) -> Path | None:
         if not Path(named).is_file():
             raise UserError(f"BLOODCELL_SITE={named}: no such file; name the site's settings, or unset it")
         return Path(named).absolute()
-    usual = slurm_folder / "site.env"
-    return usual if usual.is_file() else None
+    usual = (Path("slurm", "site.env").absolute(), slurm_folder / "site.env")  # a copy of slurm/ to work in comes first
+    return next((file for file in usual if file.is_file()), None)
 
 
 def _still_there(before: Sequence[Mapping[str, Any]], environ: Mapping[str, str]) -> list[str]:

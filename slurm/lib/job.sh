@@ -47,15 +47,19 @@ start_training() { # ARGUMENT...
     local python=(${in_environment[@]+"${in_environment[@]}"} python -m bloodcell_dist.train)
     local step=(srun --kill-on-bad-exit=1 --export=ALL)
     local per_task=${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}
+    unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}" # of the shell that sbatch was called from
     # Only this step's ranks know it: so no stranger on the network can pass for one.
     BLOODCELL_TOKEN=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
     export BLOODCELL_TOKEN
     case ${BLOODCELL_LAUNCHER:-auto} in
     auto) "${step[@]}" --mpi=none ${per_task:+"$per_task"} "${python[@]}" "$@" & ;;
     pmix) "${step[@]}" --mpi=pmix ${per_task:+"$per_task"} "${python[@]}" "$@" & ;;
-    multiworker) # a task per node takes all its GPUs and cores
-        "${step[@]}" --mpi=none --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-            --cpus-per-task="$SLURM_CPUS_ON_NODE" "${python[@]}" "$@" --set distribute.strategy=multiworker & ;;
+    multiworker) # a task per node takes all its GPUs and cores; on one node it is MirroredStrategy
+        local force=()
+        [ "$SLURM_JOB_NUM_NODES" = 1 ] || force=(--set distribute.strategy=multiworker)
+        env --unset={SLURM_GPUS_PER_TASK,SLURM_TRES_PER_TASK,SLURM_NTASKS_PER_GPU,SLURM_GPU_BIND} "${step[@]}" \
+            --mpi=none --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+            --cpus-per-task="$SLURM_CPUS_ON_NODE" "${python[@]}" "$@" ${force[@]+"${force[@]}"} & ;;
     horovodrun) # by ssh, where there are several nodes
         (
             trap '' USR1 # the ranks take it up again; horovodrun, which goes on ignoring it, would end with it
@@ -105,7 +109,6 @@ bloodcell_job() { # ARGUMENT...
     local restart=${SLURM_RESTART_COUNT:-0} status=0 said started
     [ -z "${BLOODCELL_TEST_SET:-}" ] || set -- --set "data.test_path=$BLOODCELL_TEST_SET" "$@"
     export BLOODCELL_SCRATCH=${BLOODCELL_SCRATCH:-${SLURM_TMPDIR:-}}
-    mkdir -p "$(dirname "$BLOODCELL_RECORD")"
     [ "$restart" != 0 ] || rm -f "$BLOODCELL_RECORD" "$BLOODCELL_RECORD".run* # of an older job with this number
     [ ! -f "$BLOODCELL_RECORD.run" ] || mv "$BLOODCELL_RECORD.run" "$BLOODCELL_RECORD.run-before"
     record "start job=$job restart=$restart nodes=$SLURM_JOB_NODELIST at=$(newest_checkpoint)"
@@ -155,19 +158,30 @@ stop_for_good() { # STATUS WHY
     exit "$1"
 }
 
+patiently() { # COMMAND...: slurmctld may be restarting, or busy with an array that came to its time limit at once
+    local try
+    for try in 1 2 3 4 5 6; do
+        "$@" && return
+        [ "$try" = 6 ] || sleep "${BLOODCELL_RETRY_S:-10}"
+    done
+    return 1
+}
+
 requeue() { # STATUS WHAT
     local state
-    state=$(scontrol show job "$job" 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1) || state=unknown
-    if [ "$state" != RUNNING ]; then # cancelled, preempted or requeued by others: Slurm knows what comes next
+    state=$(patiently scontrol show job "$job" 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1) || state=unknown
+    if [ "${state:-unknown}" != RUNNING ] && [ "${state:-unknown}" != unknown ]; then # cancelled, preempted or requeued by others: Slurm knows what comes next
         record "end status=$1 ${2/requeued/left to Slurm}"
         say "exit status $1; Slurm ends this job itself ($state)"
         exit "$1"
     fi
     record "end status=$1 $2"
     say "exit status $1: $2"
-    if ! scontrol requeue "$job"; then
+    if ! patiently scontrol requeue "$job"; then
         record "end status=$1 stopped: Slurm does not requeue it"
         say "it cannot be requeued; submit it again, it goes on from its last checkpoint"
     fi
     exit "$1"
 }
+
+enter_environment

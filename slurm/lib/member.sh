@@ -4,11 +4,14 @@
 # shellcheck disable=SC2154 # slurm_folder is of site.sh
 compare_afterwards() { # SWEEP_FOLDER: the first task of an array submits the comparison, once
     [ "$SLURM_ARRAY_TASK_ID" = "$SLURM_ARRAY_TASK_MIN" ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || return 0
-    local inherited name
+    local inherited name same=()
+    [ -z "${SLURM_JOB_ACCOUNT:-}" ] || same+=(--account="$SLURM_JOB_ACCOUNT")
+    [ -z "${SLURM_JOB_PARTITION:-}" ] || same+=(--partition="$SLURM_JOB_PARTITION")
+    [ -z "${SLURM_JOB_QOS:-}" ] || same+=(--qos="$SLURM_JOB_QOS")
     mapfile -t inherited < <(compgen -e | grep -E '^SLURM_' | grep -vx SLURM_CONF) # of this job, not for the next
     for name in "${!inherited[@]}"; do inherited[name]=--unset=${inherited[name]}; done
-    BLOODCELL_SLURM=$slurm_folder env "${inherited[@]}" sbatch --dependency="afterany:$SLURM_ARRAY_JOB_ID" \
-        --chdir="$PWD" "$slurm_folder/lib/compare.sh" "$1" ||
+    BLOODCELL_SLURM=$slurm_folder env "${inherited[@]}" sbatch ${same[@]+"${same[@]}"} --export=ALL \
+        --dependency="afterany:$SLURM_ARRAY_JOB_ID" --chdir="$PWD" "$slurm_folder/lib/compare.sh" "$1" ||
         say "the comparison could not be submitted from here; afterwards: bloodcell-dist sweep report '$1'"
 }
 

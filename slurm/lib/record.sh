@@ -11,7 +11,10 @@ export BLOODCELL_RUNS=${BLOODCELL_RUNS:-$PWD/runs}
 case $BLOODCELL_RUNS in /*) ;; *) BLOODCELL_RUNS=$PWD/$BLOODCELL_RUNS ;; esac
 export BLOODCELL_RECORD=${BLOODCELL_RECORD:-$BLOODCELL_RUNS/.jobs/$job}
 
-record() { printf '%s %s\n' "$(date +%Y-%m-%dT%H:%M:%S%z)" "$*" >>"$BLOODCELL_RECORD"; }
+record() {
+    mkdir -p "$(dirname "$BLOODCELL_RECORD")"
+    printf '%s %s\n' "$(date +%Y-%m-%dT%H:%M:%S%z)" "$*" >>"$BLOODCELL_RECORD"
+}
 
 # The training names its run folder in .run; .run-before is what it named in an earlier life.
 run_folder() { cat "$BLOODCELL_RECORD.run" 2>/dev/null || cat "$BLOODCELL_RECORD.run-before" 2>/dev/null || true; }

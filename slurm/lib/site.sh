@@ -16,10 +16,10 @@ read_site() { # settings of the site; those in the environment win
     [ -f "$file" ] || return 0
     local -A given=()
     for name in $(compgen -e | grep -E '^(BLOODCELL|SBATCH)_'); do given[$name]=${!name}; done
-    set -a +u # modules and their scripts are not written for -u
+    set -a +eu # it is not written for them, nor are modules
     # shellcheck source=/dev/null
     . "$file"
-    set +a -u
+    set +a -eu
     for name in "${!given[@]}"; do export "$name=${given[$name]}"; done
 }
 read_site
@@ -56,7 +56,6 @@ enter_environment() {
     fi
     bloodcell_run python -c 'import bloodcell_dist' && return
     say "no Python with bloodcell_dist on $(hostname): set BLOODCELL_VENV or BLOODCELL_CONTAINER in $slurm_folder/site.env"
+    [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || end_failed 3 # it was there before, so this node lacks a mount
     exit 2
 }
-
-enter_environment

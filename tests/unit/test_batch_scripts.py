@@ -101,6 +101,7 @@ class Desk:
             "BLOODCELL_SITE": str(folder / "site.env"),
             "BLOODCELL_VENV": "/nowhere",
             "BLOODCELL_PREFLIGHT": "off",
+            "BLOODCELL_RETRY_S": "0",
             "SLURM_JOB_ID": "4711",
             "SLURM_JOB_NAME": "cells",
             "SLURM_JOB_NODELIST": "n[1-2]",
@@ -292,6 +293,35 @@ def test_an_unknown_launcher_is_refused(desk: Desk) -> None:
     assert "BLOODCELL_LAUNCHER=mpirun is unknown; it is auto, pmix, multiworker or horovodrun" in done.out
     assert desk.record()[-1].startswith("end status=2 stopped: BLOODCELL_LAUNCHER=mpirun is unknown")
     assert desk.calls("srun", "horovodrun") == []
+
+
+def test_multiworker_on_one_node_is_left_to_the_training(desk: Desk) -> None:
+    """One process is MirroredStrategy's, and would be refused as multiworker."""
+    desk.run(BLOODCELL_LAUNCHER="multiworker", SLURM_JOB_NUM_NODES="1", SLURM_GPUS_PER_TASK="1")
+    (call,) = desk.calls("srun")
+    assert "distribute.strategy=multiworker" not in call
+    assert "SLURM_GPUS_PER_TASK" not in desk.environment_of("srun")
+
+
+def test_a_site_file_may_have_commands_that_fail(desk: Desk) -> None:
+    desk.file("site.env", "false\nBLOODCELL_SCRATCH=/local\n[ -d /nowhere ] && BLOODCELL_SCRATCH=/nowhere\n")
+    assert desk.run().status == 0
+    assert desk.environment_of("srun")["BLOODCELL_SCRATCH"] == "/local"
+
+
+def test_a_copy_of_a_template_under_another_name_finds_its_lib(desk: Desk) -> None:
+    clone = desk.folder / "my clone"
+    shutil.copytree(SLURM, clone / "slurm")
+    (clone / "spool").mkdir()
+    copy = shutil.copy(SLURM / "train_cnn.sh", clone / "spool/slurm_script")
+    desk.job_is("RUNNING", clone / "slurm/mine.sh")
+    done = desk.run(Path(copy))
+    assert done.status == 0, done.out
+    desk.job_is("RUNNING", desk.folder / "elsewhere/mine.sh")
+    (desk.folder / "elsewhere").mkdir()
+    done = desk.run(Path(copy))
+    assert done.status == 2
+    assert "keep copies in slurm/, or set BLOODCELL_SLURM" in done.out
 
 
 def test_each_step_has_a_secret_of_its_own(desk: Desk) -> None:
@@ -524,11 +554,17 @@ def test_a_job_that_slurm_is_ending_is_left_to_it(desk: Desk, state: str, status
     assert f"Slurm ends this job itself ({state})" in done.out
 
 
-def test_where_slurm_does_not_answer_it_is_left_to_it(desk: Desk) -> None:
+def test_where_slurm_does_not_answer_it_is_asked_again(desk: Desk) -> None:
     desk.training(75)
+    desk.answer(
+        "scontrol", 'touch "$DESK/$1"; [ -f "$DESK/$1.before" ] || { mv "$DESK/$1" "$DESK/$1.before"; exit 1; }'
+    )
+    done = desk.run()
+    assert (done.status, desk.record()[-1], desk.requeued()) == (75, "end status=75 requeued", True)
     desk.answer("scontrol", "exit 1")
     done = desk.run()
-    assert (done.status, desk.record()[-1], desk.requeued()) == (75, "end status=75 left to Slurm", False)
+    assert (done.status, desk.record()[-1]) == (75, "end status=75 stopped: Slurm does not requeue it")
+    assert len(desk.calls("scontrol")) == 12  # six times each
 
 
 def test_a_job_that_cannot_be_requeued_says_how_to_go_on(desk: Desk) -> None:
@@ -831,12 +867,12 @@ def array(index: int, **others: str | None) -> dict[str, str | None]:
 def test_the_first_task_submits_the_comparison_and_trains(
     desk: Desk, sweep: Path, given: Sequence[str], planned: Sequence[str]
 ) -> None:
-    done = desk.run(SLURM / "sweep.sh", *given, **array(0, SLURM_CONF="/etc/slurm.conf"))
+    mine = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_JOB_ACCOUNT": "my lab", "SLURM_JOB_PARTITION": "gpu"}
+    done = desk.run(SLURM / "sweep.sh", *given, **array(0, **mine))
     assert done.status == 0, done.out
     assert desk.calls("bloodcell-dist") == [("bloodcell-dist", "sweep", "plan", *planned)]
-    assert desk.calls("sbatch") == [
-        ("sbatch", "--dependency=afterany:4700", f"--chdir={desk.work}", f"{SLURM}/lib/compare.sh", str(sweep))
-    ]
+    options = ("--account=my lab", "--partition=gpu", "--export=ALL", "--dependency=afterany:4700")
+    assert desk.calls("sbatch") == [("sbatch", *options, f"--chdir={desk.work}", f"{SLURM}/lib/compare.sh", str(sweep))]
     told = desk.environment_of("sbatch")
     assert [name for name in told if name.startswith("SLURM_")] == ["SLURM_CONF"]
     assert told["BLOODCELL_SLURM"] == str(SLURM)

@@ -182,13 +182,13 @@ def test_the_interface_is_the_one_with_the_node_s_address() -> None:
     address, name = next(iter(own.items()))
     network = Network(("203.0.113.1", address), (0, 1))
     assert network.interface(1) == name
-    assert network.interface(0) == "lo"  # an address that is none of this machine's
+    assert network.interface(0) is None  # an address that is none of this machine's
     assert horovod_variables(places([0, 1])[1], network, 1)["HOROVOD_GLOO_IFACE"] == name
 
 
 def test_nccl_gets_an_interface_where_there_are_several_nodes() -> None:
     address, name = next(iter(meeting.interface_addresses().items()))
-    assert nccl_variables(Network((address, "203.0.113.1"), (0, 1)), 0) == {"NCCL_SOCKET_IFNAME": name}
+    assert nccl_variables(Network((address, "203.0.113.1"), (0, 1)), 0) == {"NCCL_SOCKET_IFNAME": f"={name}"}
     assert nccl_variables(Network((LOOPBACK,), (0, 0)), 0) == {}
 
 

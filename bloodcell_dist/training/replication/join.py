@@ -124,8 +124,8 @@ def _tell_network(network: Network, process: ProcessInfo) -> None:
         log.info(
             "network: nodes %s, here by %s; NCCL by %s",
             ", ".join(network.addresses),
-            network.interface(process.node_rank),
-            os.environ["NCCL_SOCKET_IFNAME"],
+            network.interface(process.node_rank) or "an unknown interface",
+            os.environ.get("NCCL_SOCKET_IFNAME", "its own choice"),
         )
 
 

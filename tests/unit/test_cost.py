@@ -187,10 +187,16 @@ print(training_bytes(model, batch_size=32, bytes_per_value=4, weight_copies=1))
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is read from Linux's /proc")
 def test_estimated_memory_is_near_what_a_process_takes() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", GRADIENT], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    measured, estimated = map(int, done.stdout.split())
-    # What an allocator holds back and when TensorFlow lets go of a tensor differ from run to run: 1.0 to 1.7 seen.
-    assert 0.9 * estimated < measured < 2 * estimated, (measured, estimated)
+    # What an allocator holds back and when TensorFlow lets go of a tensor differ from run to run: 1.0 to 1.7 times was
+    # seen, and once, beside trainings that filled the machine, 2.8. All of that only adds, so the least of three counts.
+    measured = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", GRADIENT], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found, estimated = map(int, done.stdout.split())
+        measured.append(found)
+        if found < 2 * estimated:
+            break
+    assert 0.9 * estimated < min(measured) < 2 * estimated, (measured, estimated)

@@ -188,7 +188,7 @@ print(training_bytes(model, batch_size=32, bytes_per_value=4, weight_copies=1))
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is read from Linux's /proc")
 def test_estimated_memory_is_near_what_a_process_takes() -> None:
     # What an allocator holds back and when TensorFlow lets go of a tensor differ from run to run: 1.0 to 1.7 times was
-    # seen, and once, beside trainings that filled the machine, 2.8. All of that only adds, so the least of three counts.
+    # seen, and once, beside trainings that filled the machine, 2.8. That only adds, so the least of three counts.
     measured = []
     for _ in range(3):
         done = subprocess.run(

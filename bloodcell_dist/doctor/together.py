@@ -95,7 +95,7 @@ def _look(read: Read, joined: Joined, problem: str | None, report: Report, show_
 
     layout = layout_of(process, os.environ, problem or why)
     found = examine(asked, layout, process, os.environ, gpus, deep=measure.look_deep(), show_traceback=show_traceback)
-    everyone = [Examination.model_validate_json(t) for t in measure.gather_texts(workers, found.model_dump_json())]
+    everyone = [Examination.model_validate_json(t) for t in workers.each(found.model_dump_json())]
     clocks, network = measure.measure_clocks(workers), measure.name_network(workers, process.hostname)
     if workers.is_chief:
         report.lines += [*judge_asked(asked), *_judge_all(everyone), *judge_network(network)]
@@ -131,7 +131,10 @@ def _limited(workers: Workers, report: Report) -> Iterator[None]:
     A failure may be the echo of a lost rank: then `_tell_ending` names that one, and this process ends in here.
     """
 
+    ending = threading.Lock()
+
     def end(why: str, clear: bool) -> None:
+        ending.acquire()  # for good: who comes second, the echo of the first, waits here until the process is gone
         text = f"the sum of gradients {why}"
         if workers.lifeline is not None:
             workers.lifeline.fail(Ending(BAD, text, clear))

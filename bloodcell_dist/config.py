@@ -28,6 +28,14 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
     return build_settings(raw, str(path) if path is not None else "--set", overridden)
 
 
+def settings_or_defaults(path: str | Path | None, overrides: Sequence[str]) -> Settings:
+    """The same, for what is to be known before there is anybody to tell; the defaults where they cannot be read."""
+    try:
+        return load_settings(path, overrides)
+    except UserError:
+        return Settings()
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, empty sections as empty mappings; UserError for a missing or broken one."""
     try:
@@ -158,7 +166,7 @@ def _set_key(raw: dict[str, Any], text: str) -> str:
     key = key.strip()
     if not equals or not key:
         raise UserError(f"--set {text}: expected section.key=value, for example --set train.epochs=5")
-    if key not in _all_keys():
+    if key not in all_keys():
         raise UserError(f"--set {text}: unknown key {key}{_closest(key)}")
     if not value.strip():
         raise UserError(f"--set {text}: has no value (an empty shell variable?); write {key}=null for none")
@@ -215,7 +223,8 @@ def _fields_of(section: str) -> list[str]:
     return list(getattr(Settings(), section).__class__.model_fields)
 
 
-def _all_keys() -> list[str]:
+def all_keys() -> list[str]:
+    """Every `section.name`."""
     return [f"{section}.{name}" for section in Settings.model_fields for name in _fields_of(section)]
 
 
@@ -229,7 +238,7 @@ def _closest(key: str) -> str:
         here = {name: f"{section}.{name}" for name in _fields_of(section)}
     else:
         here = {name: name for name in sections}
-    everywhere = {name.split(".")[1]: name for name in _all_keys()}
+    everywhere = {name.split(".")[1]: name for name in all_keys()}
     for names in (here, everywhere):
         for match in difflib.get_close_matches(last, names, 1):
             return f"; did you mean {names[match]}?"

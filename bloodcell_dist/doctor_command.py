@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import platform
@@ -12,7 +11,7 @@ from pathlib import Path
 from bloodcell_dist import logs
 from bloodcell_dist.cluster.environment import ALONE, ProcessInfo, process_info
 from bloodcell_dist.commandline import overrides_of
-from bloodcell_dist.config import load_settings
+from bloodcell_dist.config import settings_or_defaults
 from bloodcell_dist.doctor.alone import look_alone
 from bloodcell_dist.doctor.asked import Asked, read_asked
 from bloodcell_dist.doctor.report import Report
@@ -38,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
     if not options.quick:
         from bloodcell_dist.doctor.together import look_together
 
-        strategy = _strategy(options)
+        strategy = settings_or_defaults(options.config, overrides_of(options)).distribute.strategy
         return look_together(read, process, problem, strategy, report, show_traceback=options.traceback)
     if process.is_chief:
         report.lines += look_alone(read, process, problem, show_traceback=options.traceback)
@@ -53,10 +52,3 @@ def _who() -> tuple[ProcessInfo, str | None]:
         return process_info(os.environ, host), None
     except UserError as failure:
         return dataclasses.replace(ALONE, hostname=host), str(failure)
-
-
-def _strategy(options: argparse.Namespace) -> str:
-    """The setting distribute.strategy; auto where the settings cannot be read, which is told later."""
-    with contextlib.suppress(UserError):
-        return load_settings(options.config, overrides_of(options)).distribute.strategy
-    return "auto"

@@ -14,8 +14,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-import numpy as np
-
 from bloodcell_dist import runtime
 from bloodcell_dist.cluster.environment import ProcessInfo, process_info
 from bloodcell_dist.cluster.lifeline import Ending
@@ -84,7 +82,7 @@ def _release_others(workers: Workers, error: BaseException | None = None) -> Non
 
 def check_devices(joined: Joined) -> None:
     """UserError if the workers have unequal numbers of GPUs: the slices of a batch are equal. A collective."""
-    counts = [int(arrays[0]) for arrays in joined.workers.exchange([np.array(joined.num_gpus)])]
+    counts = joined.workers.each(joined.num_gpus)
     odd = [rank for rank, count in enumerate(counts) if count != counts[0]]
     if odd:
         raise UserError(

@@ -149,7 +149,7 @@ def _choose_model(
             else "no GPU here, and it is the smallest of the six"
         )
         choices.take("model.backbone", backbone, why)
-    directory = model.weights_dir and _absolute(model.weights_dir, folder)
+    directory = model.weights_dir and absolute(model.weights_dir, folder)
     if directory:
         choices.changes["model.weights_dir"] = directory
     weights = model.weights
@@ -161,7 +161,7 @@ def _choose_model(
         why = f"no ImageNet weights here, so FROM SCRATCH; `bloodcell-dist weights fetch {backbone}` gets them"
         choices.take("model.weights", weights, str(file) if file else why)
     elif weights not in WEIGHTS_BY_NAME:
-        choices.changes["model.weights"] = _absolute(weights, folder)
+        choices.changes["model.weights"] = absolute(weights, folder)
 
 
 def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, choices: _Choices) -> None:
@@ -169,7 +169,7 @@ def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, c
     for name in ("path", "test_path", "cache_dir"):
         value = getattr(data, name)
         if value is not None and (name, value) != ("cache_dir", "off"):
-            choices.changes[f"data.{name}"] = _absolute(value, folder)
+            choices.changes[f"data.{name}"] = absolute(value, folder)
     if data.source != "auto":
         return
     if data.path is not None:
@@ -182,7 +182,7 @@ def _choose_data(settings: Settings, environ: Mapping[str, str], folder: Path, c
         why = "neither data.path nor $BLOODCELL_DATA nor a training_set.npz here; DRAWN cells, not real ones"
         choices.take("data.source", "synthetic", why)
         return
-    path = _absolute(path, folder)
+    path = absolute(path, folder)
     try:
         source = detect_source(path)
     except UserError as error:
@@ -203,7 +203,7 @@ def _choose_strategy(settings: Settings, machine: Machine, choices: _Choices) ->
         raise UserError(f"distribute.strategy={asked} does not fit: {why}; {remedy(asked, name)}")
 
 
-def _absolute(path: str, folder: Path) -> str:
+def absolute(path: str, folder: Path) -> str:
     """A path as the user means it: `~` is the home folder, and relative ones start in the working folder."""
     return os.path.abspath(folder / os.path.expanduser(path))
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import importlib.util
 import logging
 import os
 import platform
@@ -17,6 +15,7 @@ from typing import Any
 
 from bloodcell_dist.cluster.environment import ALONE, ProcessInfo
 from bloodcell_dist.errors import TrainingFailed
+from bloodcell_dist.installed import has_horovod, installed_version
 from bloodcell_dist.resolve import Machine
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ def look_at_machine(process: ProcessInfo = ALONE) -> Machine:
         )
     capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus]
     bfloat16 = bool(gpus) and all(c is not None and c >= (8, 0) for c in capabilities)
-    return Machine(len(gpus), bfloat16, process, importlib.util.find_spec("horovod") is not None)
+    return Machine(len(gpus), bfloat16, process, has_horovod())
 
 
 def set_up_xla(cache_dir: str | None) -> None:
@@ -115,7 +114,7 @@ def describe_environment(process: ProcessInfo = ALONE) -> dict[str, Any]:
     names = ("bloodcell_dist", "tensorflow", "keras", "keras-cv", "numpy", "horovod")
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in names},
+        "versions": {name: installed_version(name) for name in names},
         "host": platform.node(),
         "platform": platform.platform(),
         "devices": [device.name for device in tf.config.list_logical_devices()],
@@ -125,13 +124,6 @@ def describe_environment(process: ProcessInfo = ALONE) -> dict[str, Any]:
         "command": sys.argv,
         "git": _git_commit(),
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git_commit() -> str | None:

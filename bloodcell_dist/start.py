@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bloodcell_dist import logs
 from bloodcell_dist.atomic import atomic_write_json, atomic_write_text
 from bloodcell_dist.cluster.workers import Workers
@@ -177,7 +175,7 @@ class Opened:
 def check_same_cells(workers: Workers, data: Prepared) -> None:
     """UserError if a worker has other cells than the chief. A collective."""
     mine = hashlib.sha256(json.dumps(fingerprints(data), sort_keys=True).encode()).hexdigest()
-    found = [bytes(arrays[0]).decode() for arrays in workers.exchange([np.frombuffer(mine.encode(), np.uint8)])]
+    found = workers.each(mine)
     other = [rank for rank, digest in enumerate(found) if digest != found[0]]
     if other:
         raise UserError(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bloodcell_dist.cluster.slurm_client import client_environment
 from bloodcell_dist.errors import TrainingFailed, UserError
+from bloodcell_dist.resolve import absolute
 from bloodcell_dist.sweep.folder import Plan, SweepDir
 from bloodcell_dist.sweep.local import train_members
 from bloodcell_dist.sweep.members import expand
@@ -136,7 +137,7 @@ def _compare(folder: SweepDir) -> None:
 
 
 def _folder(out: str) -> SweepDir:
-    return SweepDir(Path(os.path.abspath(os.path.expanduser(out))))
+    return SweepDir(Path(absolute(out, Path.cwd())))
 
 
 def _read(path: str, overrides: Sequence[str], out: str | None) -> _Sweep:

@@ -15,14 +15,12 @@ from pathlib import Path
 from bloodcell_dist import logs, runtime  # runtime before all others: it imports TensorFlow quietly
 from bloodcell_dist.commandline import add_train_options, overrides_of, run_command
 from bloodcell_dist.conclusion import conclude
-from bloodcell_dist.config import load_settings
-from bloodcell_dist.errors import UserError
+from bloodcell_dist.config import load_settings, settings_or_defaults
 from bloodcell_dist.initial_weights import initial_weights
 from bloodcell_dist.launch import ending_together, launched, this_process
 from bloodcell_dist.models import imagenet
 from bloodcell_dist.resolve import Machine
 from bloodcell_dist.session import Session
-from bloodcell_dist.settings import Settings
 from bloodcell_dist.start import (
     Opened,
     begin_run,
@@ -116,16 +114,9 @@ def _beginning(opened: Opened) -> tuple[Checkpoint | None, Path | None]:
     return checkpoint, None if checkpoint else initial_weights(settings, imagenet.obtain)
 
 
-def _early(options: argparse.Namespace) -> Settings:
-    """The settings given, for what is to be known at once; what is wrong with them, the chief tells in time."""
-    with contextlib.suppress(UserError):
-        return load_settings(options.config, overrides_of(options))
-    return Settings()
-
-
 def run_training(options: argparse.Namespace) -> None:
     """`train` among the other processes of this one's launcher."""
-    process, given = this_process(), _early(options)
+    process, given = this_process(), settings_or_defaults(options.config, overrides_of(options))
     runtime.set_up_xla(given.train.xla_cache_dir)
     quiet = contextlib.nullcontext() if process.is_chief else logs.silence()
     with quiet, launched(process, given.distribute.strategy) as joined:

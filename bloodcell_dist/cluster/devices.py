@@ -24,11 +24,11 @@ def gpus_of(process: ProcessInfo, num_gpus: int, environ: Mapping[str, str]) -> 
     if process.launcher == "tf_config":
         raise UserError(
             f"TF_CONFIG names {process.local_size} workers on {process.hostname}, which would share its "
-            f"{_count(num_gpus)}; name one worker per node, it uses all GPUs"
+            f"{gpus_in_words(num_gpus)}; name one worker per node, it uses all GPUs"
         )
     if process.local_size > num_gpus:
         raise UserError(
-            f"{process.local_size} processes on {process.hostname}, which has {_count(num_gpus)}; start "
+            f"{process.local_size} processes on {process.hostname}, which has {gpus_in_words(num_gpus)}; start "
             f"{num_gpus} per node (horovodrun -np {num_gpus * process.num_nodes})"
         )
     return [process.local_rank]
@@ -51,5 +51,6 @@ def threads_of(process: ProcessInfo, usable_cores: int, all_cores: int) -> int |
     return max(1, usable_cores // process.local_size)
 
 
-def _count(num_gpus: int) -> str:
+def gpus_in_words(num_gpus: int) -> str:
+    """`1 GPU`, `2 GPUs`."""
     return "1 GPU" if num_gpus == 1 else f"{num_gpus} GPUs"

@@ -17,13 +17,14 @@ from bloodcell_dist.errors import UserError
 
 Launcher = Literal["none", "horovod", "openmpi", "slurm", "tf_config"]
 
-_STARTED: dict[Launcher, str] = {
+STARTED: dict[Launcher, str] = {
     "none": "started without a launcher",
     "horovod": "started by horovodrun",
     "openmpi": "started by mpirun",
     "slurm": "started by srun",
     "tf_config": "placed by TF_CONFIG",
 }
+"""What each launcher has done, in words that follow a process or its number."""
 _FIXES: dict[Launcher, str] = {
     "horovod": "start the run with horovodrun, or unset the variables HOROVOD_RANK to HOROVOD_CROSS_SIZE",
     "openmpi": "start the run with mpirun, or unset the variables that begin with OMPI_COMM_WORLD_",
@@ -72,7 +73,7 @@ class ProcessInfo:
     def __str__(self) -> str:
         return (
             f"rank {self.rank} of {self.world_size} on {self.hostname} (local rank {self.local_rank} of "
-            f"{self.local_size}, node {self.node_rank} of {self.num_nodes}), {_STARTED[self.launcher]}"
+            f"{self.local_size}, node {self.node_rank} of {self.num_nodes}), {STARTED[self.launcher]}"
         )
 
 

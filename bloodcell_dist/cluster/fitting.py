@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from bloodcell_dist.cluster.environment import ProcessInfo
-
-_LAUNCHERS = {"horovod": "horovodrun", "openmpi": "mpirun"}
+from bloodcell_dist.cluster.environment import STARTED, ProcessInfo
 
 
 def fitting_strategy(
@@ -26,9 +24,9 @@ def fitting_strategy(
         return "single", "one process on one device"
     if process.launcher == "tf_config":
         return "multiworker", f"TF_CONFIG names {count} workers"
+    started = f"{count} processes, {STARTED[process.launcher]}"
     if process.launcher != "slurm":
-        return "horovod", f"{count} processes, started by {_LAUNCHERS[process.launcher]}"
-    started = f"{count} processes, started by srun"
+        return "horovod", started
     if asked in ("horovod", "multiworker"):
         return asked, started
     if not horovod:

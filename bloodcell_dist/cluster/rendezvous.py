@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
-
 from bloodcell_dist.cluster.environment import ProcessInfo
 from bloodcell_dist.cluster.meeting import Address, interface_addresses
 from bloodcell_dist.cluster.workers import Workers
@@ -62,7 +60,7 @@ def agreed_address(process: ProcessInfo, environ: Mapping[str, str]) -> Address:
 
 def find_network(workers: Workers) -> Network:
     """The addresses of all nodes, as the connections with rank 0 show them. A collective."""
-    nodes = [int(arrays[0]) for arrays in workers.exchange([np.array(workers.process.node_rank)])]
+    nodes = workers.each(workers.process.node_rank)
     found = {}
     if workers.lifeline is not None and workers.is_chief:
         for rank, (here, there) in workers.lifeline.addresses().items():
@@ -96,7 +94,7 @@ def horovod_variables(process: ProcessInfo, network: Network, port: int) -> dict
 
 def make_tf_config(workers: Workers, network: Network) -> str:
     """A TF_CONFIG with every rank at a port that is free on its node. A collective."""
-    ports = [int(arrays[0]) for arrays in workers.exchange([np.array(_free_port())])]
+    ports = workers.each(_free_port())
     addresses = [f"{network.addresses[node]}:{port}" for node, port in zip(network.nodes, ports, strict=True)]
     _check_distinct(addresses)
     return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": workers.rank}})

@@ -25,6 +25,7 @@ from bloodcell_dist.doctor.slurm import Slurm, judge_slurm, look_at_slurm
 from bloodcell_dist.doctor.software import Software, judge_software, look_at_software
 from bloodcell_dist.doctor.weights import Weights, judge_weights, look_at_weights
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.resolve import WEIGHTS_BY_NAME
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.start import default_cache
 
@@ -112,7 +113,7 @@ def examine(
         }
     if process.is_chief:
         model = settings.model
-        weights = asked.weights if asked.weights in ("auto", "imagenet", "none") else model.weights
+        weights = asked.weights if asked.weights in WEIGHTS_BY_NAME else model.weights
         seen |= {
             "run": attempt("run folder", lambda: look_at_place(asked.run)),
             "run_problem": attempt("run folder", lambda: _problem_of_run(asked.run)),

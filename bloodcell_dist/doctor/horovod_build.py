@@ -11,7 +11,8 @@ from pathlib import Path
 from bloodcell_dist.doctor.facts import Facts
 from bloodcell_dist.doctor.findings import Finding, error, ok, warning
 from bloodcell_dist.doctor.layout import Layout
-from bloodcell_dist.doctor.software import Package, installed_version, is_right, look_at_extra
+from bloodcell_dist.doctor.software import Package, is_right, look_at_extra
+from bloodcell_dist.installed import installed_version
 
 PARTS = {"tensorflow": "TensorFlow", "gloo": "Gloo", "mpi": "MPI", "nccl": "NCCL"}
 _INSTALL = "scripts/install_horovod.sh"

@@ -5,18 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from bloodcell_dist.cluster.environment import ProcessInfo
+from bloodcell_dist.cluster.devices import gpus_in_words
+from bloodcell_dist.cluster.environment import STARTED, Launcher, ProcessInfo
 from bloodcell_dist.doctor.facts import Facts
 from bloodcell_dist.doctor.findings import Finding, error, explained, ok, warning
 
 _NO_GPUS = ("", "-1", "NoDevFiles", "none", "void")
-_LAUNCHERS = {
-    "none": "",
-    "horovod": ", started by horovodrun",
-    "openmpi": ", started by mpirun",
-    "slurm": ", started by srun",
-    "tf_config": ", placed by TF_CONFIG",
-}
 
 
 class Layout(Facts):
@@ -34,7 +28,7 @@ class Layout(Facts):
         problem: why the launcher's variables make no sense.
     """
 
-    launcher: str = "none"
+    launcher: Launcher = "none"
     job: str | None = None
     num_nodes: int = 1
     tasks_per_node: int = 1
@@ -93,12 +87,13 @@ def judge_layout(layout: Layout, gpus_seen: int, strategy: str) -> list[Finding]
         return [error("tasks", text, "--set distribute.strategy=auto, or one task on one node")]
     if layout.has_several and 0 < gpus < tasks:
         fix = f"a task per GPU: --ntasks-per-node={gpus}; or one task per node, which takes all"
-        return [error("tasks", f"{tasks} tasks per node would share {_gpus(gpus)}", fix)]
+        return [error("tasks", f"{tasks} tasks per node would share {gpus_in_words(gpus)}", fix)]
     if layout.has_several and gpus > tasks:
         fix = f"a task per GPU: --ntasks-per-node={gpus}; or one task per node, which takes all"
-        return [warning("tasks", f"{tasks} tasks per node use {tasks} of {_gpus(gpus)}", fix)]
-    each = ", a GPU each" if layout.has_several and gpus else f", with {_gpus(gpus)}" if gpus else ""
-    return [ok("tasks", f"{_tasks(layout)}{each}{_LAUNCHERS[layout.launcher]}")]
+        return [warning("tasks", f"{tasks} tasks per node use {tasks} of {gpus_in_words(gpus)}", fix)]
+    each = ", a GPU each" if layout.has_several and gpus else f", with {gpus_in_words(gpus)}" if gpus else ""
+    started = "" if layout.launcher == "none" else f", {STARTED[layout.launcher]}"
+    return [ok("tasks", f"{_tasks(layout)}{each}{started}")]
 
 
 def _tasks(layout: Layout) -> str:
@@ -106,10 +101,6 @@ def _tasks(layout: Layout) -> str:
     if layout.num_nodes == 1:
         return tasks
     return f"{tasks} on each of {layout.num_nodes} nodes"
-
-
-def _gpus(count: int) -> str:
-    return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
 def _tasks_per_node(environ: Mapping[str, str]) -> int:

@@ -15,7 +15,7 @@ from bloodcell_dist.doctor.examination import Deep
 from bloodcell_dist.doctor.places import outside
 from bloodcell_dist.models import imagenet
 from bloodcell_dist.training.replication import Replication
-from bloodcell_dist.training.replication.built import horovod_parts
+from bloodcell_dist.training.replication.hvd import horovod_parts
 
 CLOCK_ROUNDS = 3
 TRIES = 5
@@ -34,11 +34,6 @@ def gpus_of_tensorflow() -> int:
     return len(tf.config.list_physical_devices("GPU"))
 
 
-def gather_texts(workers: Workers, text: str) -> list[str]:
-    """The text of every worker, in order of rank. A collective."""
-    return [bytes(arrays[0]).decode() for arrays in workers.exchange([np.frombuffer(text.encode(), np.uint8)])]
-
-
 def measure_clocks(workers: Workers, now: Callable[[], float] = time.time) -> list[float]:
     """How far each rank's clock is ahead of this one's, at least, seconds; they are read between two messages of it. A
     collective."""
@@ -46,7 +41,7 @@ def measure_clocks(workers: Workers, now: Callable[[], float] = time.time) -> li
     for _ in range(CLOCK_ROUNDS):
         start = now()
         workers.barrier()
-        readings = [float(arrays[0]) for arrays in workers.exchange([np.array(now())])]
+        readings = workers.each(now())
         end = now()
         offsets = [max(pair, key=abs) for pair in zip(offsets, [outside(t, start, end) for t in readings], strict=True)]
     return offsets
@@ -55,7 +50,7 @@ def measure_clocks(workers: Workers, now: Callable[[], float] = time.time) -> li
 def name_network(workers: Workers, node: str) -> list[tuple[str, str, str]]:
     """Of each node with workers: name, address at which others reach it, its interface there. A collective."""
     network, mine = find_network(workers), workers.process.node_rank
-    names = gather_texts(workers, f"{node} {network.interface(mine) or 'unknown'}")
+    names = workers.each(f"{node} {network.interface(mine) or 'lo'}")
     first = {number: names[network.nodes.index(number)].split() for number in sorted(set(network.nodes))}
     return [(name, network.addresses[number], interface) for number, (name, interface) in first.items()]
 

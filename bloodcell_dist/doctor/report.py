@@ -8,8 +8,9 @@ import sys
 import threading
 
 from bloodcell_dist.doctor.findings import Finding, as_json, as_lines, worst
+from bloodcell_dist.errors import UserError
 
-BAD = 2
+BAD = UserError.exit_status
 """Exit status if there is an error."""
 
 

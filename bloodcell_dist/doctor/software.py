@@ -11,6 +11,7 @@ from packaging.specifiers import SpecifierSet
 
 from bloodcell_dist.doctor.facts import Facts
 from bloodcell_dist.doctor.findings import Finding, error, ok, warning
+from bloodcell_dist.installed import installed_version
 
 DISTRIBUTION = "bloodcell_dist"
 _TOLD = ("tensorflow", "keras", "keras-cv", "numpy")
@@ -60,14 +61,6 @@ def package(requirement: Requirement) -> Package:
     return Package(
         name=requirement.name, required=str(requirement.specifier), installed=installed_version(requirement.name)
     )
-
-
-def installed_version(name: str) -> str | None:
-    """The version of a distribution, None if it is not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def is_right(package: Package) -> bool:

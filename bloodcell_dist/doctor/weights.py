@@ -11,6 +11,7 @@ from bloodcell_dist.doctor.facts import Facts, in_words
 from bloodcell_dist.doctor.findings import Finding, error, ok, warning
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.initial_weights import weight_file
+from bloodcell_dist.models.weight_folders import find_named, weight_folders
 
 # Keras itself knows the names, but takes seconds to be asked; a test compares them.
 FILES = {
@@ -71,21 +72,11 @@ def look_at_weights(
     return known.model_copy(update={"path": str(path), "size": size, "is_right": is_right})
 
 
-def weight_folders(weights_dir: str | None, environ: Mapping[str, str]) -> list[Path]:
-    """Those of `models.imagenet.folders`, without Keras; a test compares them."""
-    given = weights_dir or environ.get("BLOODCELL_WEIGHTS")
-    own = [Path(os.path.expanduser(given))] if given else []
-    home = Path(os.path.expanduser(environ.get("KERAS_HOME") or "~/.keras"))
-    homes = [home] if os.access(home, os.W_OK) else [home, Path("/tmp/.keras")]
-    return [*own, *(place / "models" for place in homes)]
-
-
 def find_weights(backbone: str, weights_dir: str | None, environ: Mapping[str, str]) -> Path | None:
     """The ImageNet file of a backbone; None if there is none on this machine."""
     if backbone not in FILES:
         return None
-    candidates = (folder / FILES[backbone][0] for folder in weight_folders(weights_dir, environ))
-    return next((path for path in candidates if os.path.isfile(path)), None)
+    return find_named(weight_folders(weights_dir, environ), FILES[backbone][0])
 
 
 def judge_weights(found: Weights) -> list[Finding]:

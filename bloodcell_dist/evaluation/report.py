@@ -81,15 +81,20 @@ def write_report(path: str | os.PathLike[str], inputs: ReportInputs) -> None:
     atomic_write_text(path, render_report(inputs))
 
 
-def render_report(inputs: ReportInputs) -> str:
-    """The report as HTML; all text from outside is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+def page_environment(*folders: Path) -> jinja2.Environment:
+    """Templates in these folders, and those that all pages share; whatever they insert is escaped."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).with_name("templates")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render_report(inputs: ReportInputs) -> str:
+    """The report as HTML; all text from outside is escaped."""
+    environment = page_environment()
     environment.filters |= {
         "percent": format_percent,
         "decimal": format_decimal,
@@ -107,7 +112,7 @@ def render_report(inputs: ReportInputs) -> str:
         metrics=METRICS,
         weakest=weakest_class(result["per_class"][split]),
         confusions=frequent_confusions(result["confusion"][split], result["class_names"]),
-        pictures={name: _data_uri(picture) for name, picture in inputs.pictures.items()},
+        pictures={name: data_uri(picture) for name, picture in inputs.pictures.items()},
         environment=flatten(inputs.environment),
     )
 
@@ -173,5 +178,6 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _data_uri(picture: Path) -> str:
+def data_uri(picture: Path) -> str:
+    """A PNG file as an address that holds it."""
     return "data:image/png;base64," + base64.b64encode(Path(picture).read_bytes()).decode("ascii")

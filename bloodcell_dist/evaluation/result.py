@@ -30,6 +30,9 @@ from bloodcell_dist.settings import METRICS
 
 SPLITS = ("train", "val", "test")
 
+FORMAT = 1
+"""Of what `build_result` makes."""
+
 
 @dataclass(frozen=True)
 class ModelScores:
@@ -74,7 +77,7 @@ def build_result(
     measured = {name: scores for name, scores in best.splits.items() if scores.confusion}
     return to_json(
         {
-            "format": 1,
+            "format": FORMAT,
             "run_id": run_id,
             "created": created.isoformat(timespec="seconds"),
             "backbone": backbone,

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from keras.src.backend.common import global_state
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.models.backbones import BACKBONES
 from bloodcell_dist.models.download import download, has_hash, hash_of
+from bloodcell_dist.models.weight_folders import find_named
+from bloodcell_dist.models.weight_folders import weight_folders as folders
 
 log = logging.getLogger(__name__)
 
@@ -65,21 +67,6 @@ def weights_file(backbone: str) -> WeightsFile:
     raise RuntimeError(f"keras.applications built {backbone} without asking for its weights")
 
 
-def folders(weights_dir: str | None, environ: Mapping[str, str]) -> list[Path]:
-    """Where weight files are looked for, in this order; the first is where a new one goes.
-
-    Args:
-        weights_dir: the setting model.weights_dir; without it, $BLOODCELL_WEIGHTS is taken.
-        environ: the environment; its KERAS_HOME says where Keras keeps its own files.
-    """
-    given = weights_dir or environ.get("BLOODCELL_WEIGHTS")
-    own = [Path(os.path.expanduser(given))] if given else []
-    home = Path(os.path.expanduser(environ.get("KERAS_HOME") or "~/.keras"))
-    # Keras writes to /tmp/.keras instead where it may not write, but a shared, read-only KERAS_HOME can be read from.
-    homes = [home] if os.access(home, os.W_OK) else [home, Path("/tmp/.keras")]
-    return [*own, *(place / "models" for place in homes)]
-
-
 def find(backbone: str, weights_dir: str | None) -> Path | None:
     """The backbone's weight file on this machine, unchecked; None if there is none."""
     return find_in(folders(weights_dir, os.environ), weights_file(backbone))
@@ -87,8 +74,7 @@ def find(backbone: str, weights_dir: str | None) -> Path | None:
 
 def find_in(places: Sequence[Path], file: WeightsFile) -> Path | None:
     """The first of these folders' files that has the name."""
-    candidates = (place / file.name for place in places)
-    return next((path for path in candidates if os.path.isfile(path)), None)
+    return find_named(places, file.name)
 
 
 def check(path: Path, file: WeightsFile) -> bool:

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from bloodcell_dist.config import load_settings
 from bloodcell_dist.errors import RunEnded, UserError
+from bloodcell_dist.evaluation.result import FORMAT
 from bloodcell_dist.history import parse_object, read_metrics
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.sweep.folder import Plan, Planned, SweepDir
 
 State = Literal["waiting", "queued", "running", "done", "stopped", "failed"]
 
-RESULT_FORMAT = 1
 _QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 _LOST = "ended without a word: killed, or its node lost"
 _END = re.compile(r"\S+ end status=(\d+) ?(.*)")
@@ -164,8 +164,8 @@ def _read_result(run: RunDir) -> tuple[Mapping[str, Any] | None, str]:
     result = _read_object(run.result)
     if result is None:
         return None, "its result.json cannot be read"
-    if result.get("format") != RESULT_FORMAT:
-        return None, f"its result.json has format {result.get('format')}; expected {RESULT_FORMAT}"
+    if result.get("format") != FORMAT:
+        return None, f"its result.json has format {result.get('format')}; expected {FORMAT}"
     return result, ""
 
 

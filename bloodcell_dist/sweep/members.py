@@ -15,12 +15,13 @@ from typing import Any
 
 from bloodcell_dist.config import load_settings, replace
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.resolve import WEIGHTS_BY_NAME, absolute
 from bloodcell_dist.settings import Settings
 from bloodcell_dist.sweep.spec import CONFIG, Spec
 
 SEED = "train.seed"
 _PLACES = ("data.path", "data.test_path", "data.cache_dir", "model.weights", "model.weights_dir", "train.xla_cache_dir")
-_NO_PLACES = ("off", "auto", "imagenet", "none")
+_NO_PLACES = ("off", *WEIGHTS_BY_NAME)
 _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*", re.ASCII)
 _LONGEST_NAME = 100
 
@@ -119,7 +120,7 @@ def _singles(spec: Spec, base: Path) -> list[_Choice]:
 
 
 def _config(name: str | None, base: Path) -> Path | None:
-    return None if name is None else Path(os.path.abspath(base / os.path.expanduser(name)))
+    return None if name is None else Path(absolute(name, base))
 
 
 def _read(choice: _Choice, overrides: Sequence[str], path: Path) -> Settings:
@@ -136,7 +137,7 @@ def _absolute_places(settings: Settings, folder: Path) -> dict[str, str]:
         section, name = key.split(".")
         value = getattr(getattr(settings, section), name)
         if value is not None and value not in _NO_PLACES and not os.path.isabs(value):
-            found[key] = os.path.abspath(folder / os.path.expanduser(value))
+            found[key] = absolute(value, folder)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import logging
@@ -13,13 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-import bloodcell_dist.evaluation
 from bloodcell_dist.atomic import atomic_write_json, atomic_write_text, to_json
 from bloodcell_dist.cluster.slurm_client import client_environment
 from bloodcell_dist.errors import UserError
-from bloodcell_dist.evaluation.report import format_decimal
+from bloodcell_dist.evaluation.report import data_uri, format_decimal, page_environment
 from bloodcell_dist.outputs import writing
 from bloodcell_dist.sweep.collect import Found, collect
 from bloodcell_dist.sweep.compare import FIGURES, RULE, Comparison, compare, figures_of
@@ -171,14 +167,7 @@ def render_markdown(comparison: Comparison) -> str:
 
 def render_html(comparison: Comparison, pictures: dict[str, Path]) -> str:
     """One page that needs no other file, no script and no network; all text from outside is escaped."""
-    shared = Path(bloodcell_dist.evaluation.__file__).with_name("templates")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([Path(__file__).with_name("templates"), shared]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).with_name("templates"))
     best = comparison.rows[0] if f"{comparison.split}_macro_f1" in comparison.rows[0].spreads else None
     return environment.get_template("comparison.html.j2").render(
         comparison=comparison,
@@ -199,7 +188,7 @@ def render_html(comparison: Comparison, pictures: dict[str, Path]) -> str:
         number=number_text,
         figures_of=figures_of,
         has_seeds=any(len(row.done) > 1 for row in comparison.rows),
-        pictures={name: (_data_uri(path), _CAPTIONS[name]) for name, path in pictures.items()},
+        pictures={name: (data_uri(path), _CAPTIONS[name]) for name, path in pictures.items()},
         created=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
         gpu_hours=sum(figures_of(one.result)["gpu_hours"] or 0 for one in comparison.done),
     )
@@ -282,7 +271,3 @@ def _draw(folder: SweepDir, comparison: Comparison) -> dict[str, Path]:
             found[name] = folder.plots / f"{name}.png"
             plot(found[name], comparison)
     return found
-
-
-def _data_uri(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")

@@ -18,8 +18,9 @@ index=${{SLURM_ARRAY_TASK_ID:-}}
 export BLOODCELL_RECORD="$sweep/jobs/$index"
 # shellcheck source=/dev/null
 . {job}
-mapfile -d '' -t arguments <"$sweep/arguments/$index"
-bloodcell_job "${{arguments[@]}}"
+# shellcheck source=/dev/null
+. {member}
+train_member "$sweep" "$index"
 """
 _REPORT_BODY = """\
 cd -- {working_folder}
@@ -77,7 +78,8 @@ def prepare_submission(
         slurm: long options of sbatch for the members.
         more: options of sbatch from the command line, which win over all others.
     """
-    places = {"folder": folder.path, "working_folder": plan.working_folder, "job": slurm_folder / "lib" / "job.sh"}
+    places = {"folder": folder.path, "working_folder": plan.working_folder}
+    places |= {name: slurm_folder / "lib" / f"{name}.sh" for name in ("job", "member")}
     quoted = {name: shlex.quote(str(place)) for name, place in places.items()}
     logs = str(folder.logs)
     members: Options = {

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from bloodcell_dist.config import read_yaml
+from bloodcell_dist.config import all_keys, read_yaml
 from bloodcell_dist.errors import UserError
-from bloodcell_dist.settings import Positive, Section, Settings, Text
+from bloodcell_dist.settings import Positive, Section, Text
 
 CONFIG = "config"
-SETTINGS = tuple(f"{name}.{key}" for name, section in Settings() for key in type(section).model_fields)
+SETTINGS = tuple(all_keys())
 _TAKEN = ("array", "dependency", "wrap", "chdir", "output", "parsable", "test-only")
 """Options of sbatch that are the sweep's own."""
 

@@ -169,8 +169,8 @@ patiently() { # COMMAND...: slurmctld may be restarting, or busy with an array t
 
 requeue() { # STATUS WHAT
     local state
-    state=$(patiently scontrol show job "$job" 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1) || state=unknown
-    if [ "${state:-unknown}" != RUNNING ] && [ "${state:-unknown}" != unknown ]; then # cancelled, preempted or requeued by others: Slurm knows what comes next
+    state=$(patiently scontrol show job "$job" 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' | head -n 1) || true
+    if [ "${state:-RUNNING}" != RUNNING ]; then # cancelled, preempted or requeued by others: Slurm knows what comes next
         record "end status=$1 ${2/requeued/left to Slurm}"
         say "exit status $1; Slurm ends this job itself ($state)"
         exit "$1"

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
+from bloodcell_dist.cluster.rendezvous import Network
 from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.doctor.between import (
     Allreduce,
@@ -28,6 +28,15 @@ def node(name: str, **changes: Any) -> Node:
         "checksums": {"data": "ab" * 32},
     }
     return Node.model_validate({"name": name} | known | changes)
+
+
+def test_a_node_whose_address_no_interface_has_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bloodcell_dist.doctor import measure
+
+    monkeypatch.setattr(measure, "find_network", lambda workers: Network(("203.0.113.1", "203.0.113.2"), (0,)))
+    (first,) = measure.name_network(Workers(), "n1")[:1]
+    (found,) = judge_network([first, ("n2", "203.0.113.2", "eth0")])
+    assert (found.level, found.text) == ("warning", "n1: no interface has the address at which rank 0 is reached")
 
 
 @pytest.mark.parametrize(
@@ -161,10 +170,10 @@ class Others(Workers):
     def barrier(self) -> None:
         self.seconds += 0.5
 
-    def exchange(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        mine, other = arrays[0], np.array(self.seconds + self._ahead_s)
+    def each(self, value: Any) -> list[Any]:
+        other = self.seconds + self._ahead_s
         self.seconds += 0.5
-        return [[mine], [other]]
+        return [value, other]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from bloodcell_dist.cluster import meeting
@@ -282,8 +281,8 @@ def test_tf_config_names_every_rank_at_its_node() -> None:
 class SamePort(Workers):
     """A worker whose neighbour was handed the same port."""
 
-    def exchange(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        return [list(arrays), list(arrays)]
+    def each(self, value: Any) -> list[Any]:
+        return [value, value]
 
 
 def test_two_ranks_with_the_same_port_do_not_begin() -> None:

@@ -33,17 +33,18 @@ MEMBERS = """\
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=/work/sweeps/backbones/logs/%A_%a.out
+#SBATCH --output=/project/sweeps/backbones/logs/%A_%a.out
 
 set -euo pipefail
-cd -- /work
-sweep=/work/sweeps/backbones
+cd -- /project
+sweep=/project/sweeps/backbones
 index=${SLURM_ARRAY_TASK_ID:-}
 export BLOODCELL_RECORD="$sweep/jobs/$index"
 # shellcheck source=/dev/null
 . /opt/slurm/lib/job.sh
-mapfile -d '' -t arguments <"$sweep/arguments/$index"
-bloodcell_job "${arguments[@]}"
+# shellcheck source=/dev/null
+. /opt/slurm/lib/member.sh
+train_member "$sweep" "$index"
 """
 REPORT = """\
 #!/usr/bin/env bash
@@ -54,19 +55,19 @@ REPORT = """\
 #SBATCH --time=00:30:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=/work/sweeps/backbones/logs/report_%j.out
+#SBATCH --output=/project/sweeps/backbones/logs/report_%j.out
 
 set -euo pipefail
-cd -- /work
+cd -- /project
 # shellcheck source=/dev/null
 . /opt/slurm/lib/job.sh
-bloodcell_run bloodcell-dist sweep report /work/sweeps/backbones
+bloodcell_run bloodcell-dist sweep report /project/sweeps/backbones
 """
 
 
 def prepared(
-    folder: Path = Path("/work/sweeps/backbones"),
-    working_folder: str = "/work",
+    folder: Path = Path("/project/sweeps/backbones"),
+    working_folder: str = "/project",
     slurm_folder: Path = Path("/opt/slurm"),
     indices: tuple[int, ...] = (0, 1, 2, 3, 4, 5),
     slurm: Options = SLURM,
@@ -80,7 +81,7 @@ def test_both_batch_files() -> None:
     submission = prepared()
     assert submission.members_text == MEMBERS
     assert submission.report_text == REPORT
-    assert submission.members_command == ("sbatch", "--parsable", "/work/sweeps/backbones/members.sbatch")
+    assert submission.members_command == ("sbatch", "--parsable", "/project/sweeps/backbones/members.sbatch")
     assert submission.report_command == ("sbatch", "--parsable")
 
 
@@ -162,6 +163,7 @@ def test_the_member_script_reads_its_arguments_from_any_path(tmp_path: Path) -> 
         'bloodcell_job() { printf "%s\\0" "$PWD" "$BLOODCELL_RECORD" "$@"; }\nbloodcell_run() { bloodcell_job "$@"; }\n'
     )
     (slurm / "lib" / "job.sh").write_text(job)
+    shutil.copy(Path(__file__).parents[2] / "slurm" / "lib" / "member.sh", slurm / "lib")
     arguments = ("--set", "data.path=x y\nz", "--run-dir", str(folder.path / "runs" / "one"))
     folder.arguments(3).write_text("".join(f"{argument}\0" for argument in arguments))
     submission = prepared(folder.path, str(work), slurm)
@@ -179,7 +181,7 @@ def said_by(text: str, environ: dict[str, str]) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
 def test_the_scripts_are_clean() -> None:
-    submission = prepared(Path("/work/it's here"))
+    submission = prepared(Path("/project/it's here"))
     for text in (submission.members_text, submission.report_text):
         done = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout

@@ -7,8 +7,9 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -366,17 +367,17 @@ def test_what_the_chief_has_found_arrives_as_it_was(had_begun: bool, finished: b
 class Told(Workers):
     """A worker that is told what others have, and notes what it tells itself."""
 
-    def __init__(self, *others: list[np.ndarray]) -> None:
+    def __init__(self, *others: Any) -> None:
         super().__init__()
         self._others = list(others)
-        self.said: list[list[np.ndarray]] = []
+        self.said: list[Any] = []
 
-    def exchange(self, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-        self.said.append(list(arrays))
-        return [*self._others[:1], list(arrays), *self._others[1:]] if self._others else [list(arrays)]
+    def each(self, value: Any) -> list[Any]:
+        self.said.append(value)
+        return [*self._others[:1], value, *self._others[1:]]
 
 
-def said_of(data: Prepared) -> list[np.ndarray]:
+def said_of(data: Prepared) -> Any:
     worker = Told()
     check_same_cells(worker, data)
     return worker.said[0]

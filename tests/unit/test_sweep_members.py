@@ -32,7 +32,7 @@ def write(folder: Path, content: dict[str, Any] | str) -> Path:
     return path
 
 
-def members(folder: Path, content: dict[str, Any], *overrides: str, work: str = "/work") -> list[Member]:
+def members(folder: Path, content: dict[str, Any], *overrides: str, work: str = "/project") -> list[Member]:
     path = write(folder, {"name": "s", **content})
     return expand(read_spec(path), path, overrides, Path(work))
 
@@ -50,9 +50,9 @@ def test_arguments_give_the_settings_that_were_checked(tmp_path: Path) -> None:
     for member in members(tmp_path, content, "data.test_path=~/t", "model.weights_dir=w"):
         options = build_parser().parse_args(["train", *member.arguments])
         assert load_settings(options.config, overrides_of(options)) == member.settings
-        assert member.settings.data.path == "/work/x: y #z/'q\".npz"
+        assert member.settings.data.path == "/project/x: y #z/'q\".npz"
         assert member.settings.data.test_path == str(Path.home() / "t")
-        assert member.settings.model.weights_dir == "/work/w"
+        assert member.settings.model.weights_dir == "/project/w"
         assert member.settings.data.class_names == ("true", "b")
 
 

@@ -55,6 +55,7 @@ def found_by(workers: Workers) -> dict[str, Any]:
         "place": (rank, workers.world_size, workers.is_chief),
         "share": [workers.share(value if rank == 0 else object()) for value in VALUES],
         "any": [workers.any(rank in ranks) for ranks in FLAGS],
+        "each": [workers.each(value) for value in (rank, rank / 3, f"größer {rank}", [rank, None])],
         "exchange": workers.exchange(arrays(rank)),
         "exchange of nothing": workers.exchange([]),
         "gather rows": workers.gather(rows(rank)),
@@ -120,6 +121,12 @@ def test_a_flag_of_one_is_told_to_all(three: list[dict[str, Any]]) -> None:
     assert [found["any"] for found in three] == [[False, True, True, True]] * SIZE
 
 
+def test_all_get_the_values_of_all(three: list[dict[str, Any]]) -> None:
+    ranks = range(SIZE)
+    values = [[*ranks], [rank / 3 for rank in ranks], [f"größer {rank}" for rank in ranks], [[r, None] for r in ranks]]
+    assert [found["each"] for found in three] == [values] * SIZE
+
+
 def test_all_get_the_arrays_of_all(three: list[dict[str, Any]]) -> None:
     for found in three:
         assert len(found["exchange"]) == SIZE
@@ -148,6 +155,7 @@ def test_alone_everything_is_as_it_was_given() -> None:
     assert (workers.rank, workers.world_size, workers.is_chief, workers.lifeline) == (0, 1, True, None)
     given = object()
     assert workers.share(given) is given
+    assert workers.each("x") == ["x"]
     assert [workers.any(flag) for flag in (False, True)] == [False, True]
     (found,) = workers.exchange(arrays(2))
     check_same(found, arrays(2))

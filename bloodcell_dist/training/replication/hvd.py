@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -71,9 +70,12 @@ def init(process: ProcessInfo) -> None:
         )
 
 
-def is_installed() -> bool:
-    """Whether there is a Horovod to import; it may still lack what is needed."""
-    return importlib.util.find_spec("horovod") is not None
+def horovod_parts() -> frozenset[str]:
+    """Of tensorflow, gloo, mpi and nccl those that it was built with. Raises ImportError if it cannot be loaded."""
+    import horovod.tensorflow as hvd
+
+    built = {"tensorflow": True, "gloo": hvd.gloo_built(), "mpi": hvd.mpi_built(), "nccl": hvd.nccl_built()}
+    return frozenset(part for part, is_there in built.items() if is_there)
 
 
 def meet(workers: Workers, network: Network, environ: Mapping[str, str]) -> None:
@@ -95,10 +97,9 @@ def _by_mpi(environ: Mapping[str, str]) -> bool:
     if "PMIX_RANK" not in environ or environ.get("HOROVOD_CONTROLLER", "mpi").lower() != "mpi":
         return False
     try:
-        import horovod.tensorflow as hvd
+        return "mpi" in horovod_parts()
     except ImportError:
         return False  # `init` says what is missing
-    return bool(hvd.mpi_built())
 
 
 def _own(environ: Mapping[str, str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from bloodcell_dist.cluster.meeting import ADDRESS_LIMIT, Address
 from bloodcell_dist.cluster.rendezvous import Network, agreed_address, find_network, make_tf_config, nccl_variables
 from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.installed import has_horovod
 from bloodcell_dist.training.replication import hvd, strategies
 from bloodcell_dist.training.replication.base import Replication
 from bloodcell_dist.training.replication.single import SingleDevice
@@ -96,21 +97,16 @@ def _join_step(
     with _telling("srun"):
         address = agreed_address(process, environ)
         lifeline = _lifeline(process, lambda _: address.encode(), agreed=address)
-    workers, name = Workers(process, lifeline), None
-    if workers.is_chief:
-        try:
-            name, _ = fitting_strategy(process, num_gpus, asked, horovod=hvd.is_installed())
-        except UserError as error:
-            problem = problem or error
-    name = workers.share(name)
+    workers = Workers(process, lifeline)
     if workers.any(problem is not None):
         return Joined(workers, num_gpus, None, problem or UserError("another rank cannot take part; it says why"))
     network = find_network(workers)
     _tell_network(network, process)
-    strategy = None
-    if name == "horovod":
+    name, _ = fitting_strategy(process, num_gpus, asked, horovod=has_horovod())
+    if workers.share(name) == "horovod":
         hvd.meet(workers, network, environ)
-    elif name == "multiworker":
+        strategy = None
+    else:
         os.environ["TF_CONFIG"] = make_tf_config(workers, network)
         strategy = strategies.meet()
     return Joined(workers, num_gpus, strategy)

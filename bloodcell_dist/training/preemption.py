@@ -34,7 +34,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self, *names: str) -> Iterator[None]:
-        """Catch the signals of these names (`USR1`) while inside.
+        """Catch the signals of these names (`USR1`) while inside; after Preempted all but INT until the process ends.
 
         Slurm sends what `--signal` says before the time limit, TERM when a job is cancelled or preempted; Ctrl-C is
         INT, of which a second one interrupts at once.
@@ -42,6 +42,10 @@ class StopRequest:
         before = {number: signal.signal(number, self._note) for number in {signal.Signals[f"SIG{n}"] for n in names}}
         try:
             yield
+        except Preempted:
+            # Launchers repeat TERM, and there are last words to write, and other ranks to leave together with.
+            before = {number: handler for number, handler in before.items() if number == signal.SIGINT}
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by C code

@@ -68,6 +68,29 @@ def test_the_handlers_of_before_come_back() -> None:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+ENDING = """
+import os, signal
+from bloodcell_dist.errors import Preempted
+from bloodcell_dist.training.preemption import StopRequest
+
+interrupt = signal.getsignal(signal.SIGINT)
+try:
+    with StopRequest().listening("USR1", "TERM", "INT"):
+        raise Preempted("stopped")
+except Preempted:
+    assert signal.getsignal(signal.SIGINT) is interrupt
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    print("last words")
+"""
+
+
+def test_a_signal_that_comes_again_does_not_cut_the_last_words_short() -> None:
+    """Slurm sends TERM to a preempted job more than once; a rank that died of the second looked lost to the others."""
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "last words\n"), done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_child_process_lives_on_to_save(number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True) as child:

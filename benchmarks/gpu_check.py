@@ -649,7 +649,7 @@ class Updates:
         session, count = self._session, self.per_call
         steps = range(self._done, self._done + calls * count)
         batches = np.stack([session.arithmetic.plan.batch_at(step) for step in steps])
-        feed = iter(session.replication.feed(batches, [count] * calls))
+        feed = iter(session.assembly.cells.feed(batches, [count] * calls))
         feed = itertools.chain([next(feed)], feed)
         begun = time.perf_counter()
         for _, indices in zip(range(calls), feed, strict=False):  # does not ask the feed for its end

@@ -39,6 +39,7 @@ from bloodcell_dist.launch import launched, this_process
 from bloodcell_dist.models.backbones import build_classifier
 from bloodcell_dist.training.losses import make_loss
 from bloodcell_dist.training.optimizers import make_rule
+from bloodcell_dist.training.placement import Batch, DeviceCells
 from bloodcell_dist.training.replication import Replication, SingleDevice, replicate
 from bloodcell_dist.training.step import Compile, Step, gradient_function
 from bloodcell_dist.training.update import Update
@@ -47,10 +48,16 @@ THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"
 CLASSES, SIZE, CELLS = 8, 96, 512
 
 
+def cells(replication: Replication) -> DeviceCells:
+    """Drawn noise."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (CELLS, SIZE, SIZE, 3), dtype=np.uint8)
+    return DeviceCells(images, generator.integers(0, CLASSES, CELLS), replication)
+
+
 def build(backbone: str, replication: Replication, batch: int) -> Step:
     """The step of a network of its own, on drawn noise."""
     model = build_classifier(backbone, image_size=SIZE, num_classes=CLASSES, dropout=0.2, seed=0)
-    generator = np.random.default_rng(0)
     gradients = gradient_function(
         model,
         build_policy("light", image_size=SIZE, num_classes=CLASSES),
@@ -73,8 +80,7 @@ def build(backbone: str, replication: Replication, batch: int) -> Step:
         gradients,
         update,
         replication,
-        images=generator.integers(0, 256, (CELLS, SIZE, SIZE, 3), dtype=np.uint8),
-        labels=generator.integers(0, CLASSES, CELLS),
+        cells=cells(replication),
         per_replica_batch_size=batch,
     )
 
@@ -84,7 +90,7 @@ def seconds(step: Step, replication: Replication, batch: int, updates: int, firs
     indices = np.random.default_rng(first).integers(0, CELLS, (updates, batch * replication.num_replicas))
     started = time.perf_counter()
     for number, part in enumerate(replication.feed(indices.astype(np.int32), [1] * updates)):
-        outputs = step(part, first + number, [1e-3])
+        outputs = step(Batch(*part), first + number, [1e-3])
     replication.local(outputs[-1].losses)  # waits
     return time.perf_counter() - started
 

@@ -23,6 +23,7 @@ from bloodcell_dist.models.transfer import load_weights
 from bloodcell_dist.settings import Settings
 from bloodcell_dist.training.losses import make_loss
 from bloodcell_dist.training.optimizers import make_rule
+from bloodcell_dist.training.placement import place
 from bloodcell_dist.training.record import EpochRecord
 from bloodcell_dist.training.replication import Replication
 from bloodcell_dist.training.stages import Stage, StagedStep
@@ -48,6 +49,7 @@ class Assembly:
         model: raw pictures to logits.
         update: the optimizer's state.
         state: what a checkpoint holds.
+        cells: where the training pictures lie; feeds the step.
         step: makes updates, each in its stage.
         evaluation: predicts.
     """
@@ -81,12 +83,12 @@ class Assembly:
         if weights is not None:
             load_weights(self.model, weights, data.train.class_names)
             self.update.restart_averages()
+        self.cells = place(settings.data.placement, data.train.images, data.train.labels, replication)
         self._step = Step(
             self._gradients(),
             self.update,
             replication,
-            images=data.train.images,
-            labels=data.train.labels,
+            cells=self.cells,
             per_replica_batch_size=arithmetic.per_replica_batch_size,
         )
         self.step = StagedStep(arithmetic.stages, self._begin_stage, self._step)

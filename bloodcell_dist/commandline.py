@@ -35,6 +35,9 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="one device, 256 examples, 2 epochs, batches of 16, no XLA, no mixed precision, every step checked",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="trace a few steps for TensorBoard's profiler, in the run folder"
+    )
     parser.add_argument("--eager", action="store_true", help="run without graphs, for a debugger; very slow")
     add_traceback_option(parser)
 

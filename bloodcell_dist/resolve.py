@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _CELLS = ("data.path", "data.test_path")
 _FREE = (
     *("checkpoint.every_steps", "checkpoint.keep", "checkpoint.on_signal"),
-    *("train.checks", "train.steps_per_call", "train.xla_cache_dir", "evaluate.bootstrap"),
+    *("train.checks", "train.steps_per_call", "train.xla_cache_dir", "evaluate.bootstrap", "data.placement"),
 )
 """Settings that change nothing about the training, so a run may go on with others."""
 
@@ -75,6 +75,8 @@ def resolve(
 ) -> tuple[Settings, list[str]]:
     """Settings without `auto`, with absolute paths, and one line for each choice.
 
+    data.placement stays: it goes by the size of the set and the memory that is free at each start.
+
     Args:
         settings: as given by the user.
         machine: what TensorFlow sees.
@@ -90,8 +92,6 @@ def resolve(
         why = "the usual length" if machine.num_gpus else "no GPU here, so a short run; set train.epochs for a real one"
         choices.take("train.epochs", epochs, why)
     _choose_numerics(settings, machine, choices)
-    if settings.data.placement == "auto":
-        choices.changes["data.placement"] = "device"
     _choose_strategy(settings, machine, choices)
     return replace(settings, choices.changes), choices.lines
 

@@ -18,11 +18,12 @@ from bloodcell_dist.history import rewrite_metrics
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.runtime import describe_environment
 from bloodcell_dist.settings import Settings
-from bloodcell_dist.training.checkpoint import Checkpoint, Checkpoints
+from bloodcell_dist.training.checkpoint import BackgroundSaves, Checkpoint, Checkpoints
 from bloodcell_dist.training.checks import with_checks
 from bloodcell_dist.training.loop import Actions, run_loop
 from bloodcell_dist.training.preemption import StopRequest
-from bloodcell_dist.training.record import EpochRecord
+from bloodcell_dist.training.profile import Profile
+from bloodcell_dist.training.record import EpochRecord, Times
 from bloodcell_dist.training.replication import Replication
 from bloodcell_dist.training.step import StepFunction
 
@@ -54,7 +55,7 @@ class Session:
         self.record = EpochRecord(self.replication)
         self.standing = Standing()
         self.environment = describe_environment(replication.process) | {"replicas": replication.num_replicas}
-        self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
+        self._saves = BackgroundSaves(Checkpoints(run.checkpoints, settings.checkpoint.keep))
         self._born = time.monotonic()
         self._num_gpus = replication.num_replicas if any("GPU" in name for name in self.environment["devices"]) else 0
         self._first_step = 0
@@ -92,18 +93,18 @@ class Session:
         if taken_up:
             self._first_step, progress = taken_up["step"], taken_up["progress"]
             self.standing = Standing(**progress["standing"])
-            self.record.seconds = progress["epoch_seconds"]
-            self.record.timed_examples = progress["epoch_timed_examples"]
+            self.record.times = Times(**progress["epoch_times"])
         self.replication.broadcast(self.assembly.state.variables())
         self.assembly.step.enter(min(self._first_step, self.arithmetic.length.total_steps - 1))
         if self.replication.is_chief:
             rewrite_metrics(self.run.metrics, self.arithmetic.length.finished_epochs(self._first_step))
 
-    def train(self, stop: StopRequest) -> None:
+    def train(self, stop: StopRequest, profile: bool = False) -> None:
         """Train to the end of the run. Raises Preempted or TrainingFailed.
 
         Args:
             stop: looked at after every step; Ctrl-C sets it too.
+            profile: trace a few steps for TensorBoard, on the chief.
         """
         end_epoch = EpochEnd(
             self.run if self.replication.is_chief else None,
@@ -130,16 +131,18 @@ class Session:
         with stop.listening("INT"):
             run_loop(
                 step,
+                feed=self.assembly.cells.feed,
                 plan=self.arithmetic.plan,
                 stages=self.arithmetic.stages,
                 replication=self.replication,
                 length=self.arithmetic.length,
                 first_step=self._first_step,
                 record=self.record,
-                actions=Actions(end_epoch, self._save),
+                actions=Actions(end_epoch, self._save, self._saves.settle),
                 every_steps=self.settings.checkpoint.every_steps,
                 stop=stop,
                 steps_per_call=self.settings.train.steps_per_call,
+                profile=Profile(self.run.tensorboard if profile and self.replication.is_chief else None),
             )
 
     def _save(self, step: int) -> None:
@@ -149,10 +152,9 @@ class Session:
             return
         progress: dict[str, Any] = {
             "standing": asdict(self.standing),
-            "epoch_seconds": self.record.seconds,
-            "epoch_timed_examples": self.record.timed_examples,
+            "epoch_times": asdict(self.record.times),
         }
-        self._checkpoints.save(step, self.assembly.state.arrays(), progress)
+        self._saves.save(step, self.assembly.state.arrays(), progress)
 
     def age(self) -> None:
         """Bring the run's lived time and its GPUs' up to date."""

@@ -77,8 +77,9 @@ class Data(Section):
     """Column (folder: groups.csv) or array (npz) that names what must not be split, a patient say."""
     group_near_duplicates: bool = True
     """Keep nearly equal pictures on one side of the split."""
-    placement: Literal["auto", "device"] = "auto"
-    """Where the training pictures lie: in the device's memory, as uint8."""
+    placement: Literal["auto", "device", "host"] = "auto"
+    """Where the training pictures lie, as uint8: in each device's memory, or in one file for all ranks of a node; auto:
+    on the device if they take at most a quarter of its free memory. The training is the same, bit for bit."""
     balance: Literal["none", "oversample", "class_weights"] = "none"
     """oversample repeats rare classes within an epoch; class_weights weighs their losses."""
     target_per_class: Positive | None = 5500

@@ -58,7 +58,8 @@ def run_folder(asked: str | None, given: Settings, settings: Settings, debug: bo
     places = {f"data.{name}": getattr(settings.data, name) for name in ("path", "test_path")}
     places["model.weights"] = given.model.weights
     names = {key: place and Path(place).absolute().name for key, place in places.items()}
-    chosen = {"data.cache_dir": None, "model.weights_dir": None, "data.source": settings.data.source, **names}
+    anywhere = {"data.cache_dir": None, "data.placement": "auto", "model.weights_dir": None}
+    chosen = {**anywhere, "data.source": settings.data.source, **names}
     anyhow = replace(given, chosen).model_copy(update={"distribute": Distribute()})
     digest = hashlib.sha256(dump_yaml(anyhow).encode()).hexdigest()[:8]
     return RunDir(runs / f"{settings.model.backbone}-{digest}")

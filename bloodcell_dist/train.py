@@ -90,7 +90,7 @@ def train(options: argparse.Namespace, joined: Joined) -> None:
 
             # 6. Train, from the newest checkpoint if there is one.
             session.resume(checkpoint)
-            session.train(stop)
+            session.train(stop, options.profile)
 
         # 7. Measure the best and the last model, export, report.
         conclude(session)

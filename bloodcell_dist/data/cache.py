@@ -104,7 +104,7 @@ def _build_into(folder: Path, key: dict[str, Any], build: Build) -> None:
         (folder / "dataset.json").unlink()
     with atomic_file(folder / "images.npy") as temporary:
         dataset = _decode(build, lambda shape: _reserve(temporary, shape))
-        dataset.images.flush()  # type: ignore[attr-defined]  # a memmap, by _reserve
+        dataset.images.flush()  # type: ignore[union-attr]  # a memmap, by _reserve
         checksum = _checksum(temporary)
     atomic_write_json(
         folder / "dataset.json",

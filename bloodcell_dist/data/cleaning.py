@@ -9,6 +9,7 @@ import numpy as np
 
 from bloodcell_dist.data.dataset import ArrayDataset
 from bloodcell_dist.data.pairs_cache import find_pairs
+from bloodcell_dist.data.rows import take_rows
 from bloodcell_dist.data.similarity import NearPair, connected_groups, identical_copies
 from bloodcell_dist.errors import UserError
 
@@ -96,7 +97,7 @@ def clean(
             f"cleaning leaves none of {dataset.num_examples} pictures: all are copies across classes or many "
             "times in one class. Check the data, or set data.clean=false to train on it as it is"
         )
-    pairs = find_pairs(cache_dir, dataset.images[kept]) if group_near_duplicates else []
+    pairs = find_pairs(cache_dir, take_rows(dataset.images, kept)) if group_near_duplicates else []
     moved = tuple(
         NearPair(int(kept[pair.first]), int(kept[pair.second]), pair.orientation, pair.distance) for pair in pairs
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bloodcell_dist.data.rows import Images, take_rows
 from bloodcell_dist.errors import UserError
 
 TRAIN, VAL, TEST = 0, 1, 2  # values of ArrayDataset.partition
@@ -20,7 +21,7 @@ _HASH_BLOCK = 1024  # examples hashed at a time, so that a memory-mapped set is 
 class ArrayDataset:
     """Labelled pictures of single cells, checked when built.
 
-    images: uint8 [N, H, W, 3], N >= 1, an array or a read-only memory map.
+    images: uint8 [N, H, W, 3], N >= 1: an array, a read-only memory map, or rows of either.
     labels: int64 [N] in [0, len(class_names)).
     class_names: one name per label, in label order.
     groups: int64 [N] or None; examples that share a group (a patient, a slide) must not be split.
@@ -29,7 +30,7 @@ class ArrayDataset:
     Raises UserError when dtype, shape or range do not fit.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     class_names: tuple[str, ...]
     groups: np.ndarray | None = None
@@ -63,10 +64,10 @@ class ArrayDataset:
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     def take(self, indices: np.ndarray | Sequence[int]) -> "ArrayDataset":
-        """The chosen examples in the given order, images copied; their names keep telling where they came from."""
+        """The chosen examples in the given order, images not copied; their names keep telling where they came from."""
         chosen = np.asarray(indices, np.int64)
         return ArrayDataset(
-            images=np.asarray(self.images[chosen]),
+            images=take_rows(self.images, chosen),
             labels=self.labels[chosen],
             class_names=self.class_names,
             groups=None if self.groups is None else self.groups[chosen],

@@ -11,6 +11,7 @@ import numpy as np
 
 from bloodcell_dist.data.dataset import ArrayDataset
 from bloodcell_dist.data.pairs_cache import find_pairs
+from bloodcell_dist.data.rows import Images, take_rows
 from bloodcell_dist.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ def not_held_out(
     theirs = set(_digests(held_out.images, range(held_out.num_examples)))
     same = np.array([digest in theirs for digest in _digests(dataset.images, indices)], bool)
     rest = np.flatnonzero(~same)
-    pairs = find_pairs(cache_dir, dataset.images[indices[rest]], held_out.images) if near and rest.size else []
+    others = take_rows(dataset.images, indices[rest])
+    pairs = find_pairs(cache_dir, others, held_out.images) if near and rest.size else []
     twins = {int(rest[pair.first]): pair.second for pair in pairs}
     like = np.isin(np.arange(len(indices)), list(twins))
     if (same | like).all():
@@ -54,6 +56,6 @@ def not_held_out(
     return ~(same | like), left_out
 
 
-def _digests(images: np.ndarray, indices: Iterable[int]) -> Iterator[bytes]:
+def _digests(images: Images, indices: Iterable[int]) -> Iterator[bytes]:
     """One for each picture; the pictures themselves would fill the memory."""
     return (hashlib.sha256(np.ascontiguousarray(images[index]).data).digest() for index in indices)

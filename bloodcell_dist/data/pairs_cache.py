@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from bloodcell_dist.atomic import atomic_write_json
+from bloodcell_dist.data.rows import Images
 from bloodcell_dist.data.similarity import HASH_BITS, MAX_DISTANCE, NearPair, near_duplicates
 
 _log = logging.getLogger(__name__)
+_BLOCK = 1024  # pictures hashed at a time: a set that is mapped is never read whole into memory
 _VERSION = 1  # raise it when near_duplicates finds other pairs
 
 
-def find_pairs(cache_dir: str | Path | None, images: np.ndarray, others: np.ndarray | None = None) -> list[NearPair]:
+def find_pairs(cache_dir: str | Path | None, images: Images, others: Images | None = None) -> list[NearPair]:
     """What `near_duplicates(images, others)` returns, from the cache folder if it was found before.
 
     A file is found by a hash of the pictures and the limits. A damaged one is made anew; where it cannot be written,
@@ -38,12 +40,13 @@ def find_pairs(cache_dir: str | Path | None, images: np.ndarray, others: np.ndar
     return pairs
 
 
-def _key(*sets: np.ndarray | None) -> str:
+def _key(*sets: Images | None) -> str:
     digest = hashlib.sha256(repr((_VERSION, HASH_BITS, MAX_DISTANCE)).encode())
     for images in sets:
         if images is not None:
             digest.update(repr(images.shape).encode())
-            digest.update(np.ascontiguousarray(images).data)
+            for start in range(0, len(images), _BLOCK):
+                digest.update(np.ascontiguousarray(images[start : start + _BLOCK]).data)
     return digest.hexdigest()[:20]
 
 

@@ -17,6 +17,8 @@ from scipy.fft import dct
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from bloodcell_dist.data.rows import Images
+
 HASH_BITS = 12
 """Most differing bits of a candidate pair. Re-encoding, another exposure or one pixel of shift change up to
 10 for 95% of cells; unrelated real cells are this close once in a thousand pairs, which the pixels then
@@ -47,7 +49,7 @@ class NearPair:
     distance: float
 
 
-def identical_copies(images: np.ndarray) -> list[np.ndarray]:
+def identical_copies(images: Images) -> list[np.ndarray]:
     """Sets of byte-identical pictures: int64 index arrays of two or more, each sorted, in order of their first."""
     found: dict[bytes, list[int]] = defaultdict(list)
     for index in range(len(images)):
@@ -56,8 +58,8 @@ def identical_copies(images: np.ndarray) -> list[np.ndarray]:
 
 
 def near_duplicates(
-    images: np.ndarray,
-    others: np.ndarray | None = None,
+    images: Images,
+    others: Images | None = None,
     *,
     hash_bits: int = HASH_BITS,
     max_distance: float = MAX_DISTANCE,
@@ -98,7 +100,7 @@ def connected_groups(num_examples: int, first: np.ndarray, second: np.ndarray) -
     return connected_components(links, directed=False)[1].astype(np.int64)
 
 
-def _describe(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _describe(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """The 8x8 low DCT coefficients [N, 8, 8] of the grey pictures, and the pictures as [N, 24, 24, 3], standardised."""
     height, width = images.shape[1:3]
     low = dct(np.eye(_HASH_SIDE, dtype=np.float32), axis=0, norm="ortho")[:_LOW]

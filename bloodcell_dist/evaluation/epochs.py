@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from bloodcell_dist import memory
 from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.data.dataset import ArrayDataset
 from bloodcell_dist.data.sampling import IndexPlan
@@ -184,8 +185,8 @@ class EpochEnd:
             best = self._standing.note(epoch, step, value, self._select_by == "loss")
             if best:
                 self._evaluation.keep_best()
-        self._standing.train_seconds += self._record.seconds
-        self._standing.examples += self._record.timed_examples
+        self._standing.train_seconds += self._record.times.seconds
+        self._standing.examples += self._record.times.examples
         if self._run is not None:
             self._write(self._run, epoch, step, train, val, best)
 
@@ -199,7 +200,8 @@ class EpochEnd:
             **{f"train_{name}": number for name, number in train.items()},
             **{f"val_{name}": number for name, number in val.items()},
             "skipped_updates": self._record.skipped_updates(),
-            "images_per_s": self._record.timed_examples / max(self._record.seconds, 1e-9),
+            **self._record.times.per_step(),
+            "memory_gb": peak_memory_bytes() / 1e9,
         }
         append_metrics(run.metrics, row)
         self._to_tensorboard(epoch, train, val, row)
@@ -230,7 +232,7 @@ class EpochEnd:
         )
 
     def _to_tensorboard(self, epoch: int, train: dict[str, float], val: dict[str, float], row: dict[str, Any]) -> None:
-        speed = {name: row[name] for name in ("learning_rate", "images_per_s")}
+        speed = {name: row[name] for name in ("learning_rate", "images_per_s", "step_s", "input_s", "collective_s")}
         for board, numbers in (("train", train | speed), ("val", val)):
             with self._boards[board].as_default(step=epoch + 1):
                 for name, number in numbers.items():
@@ -263,5 +265,22 @@ def _line(row: dict[str, Any]) -> str:
         f"epoch {row['epoch'] + 1}: "
         f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f} | "
         f"val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f} macro-F1 {row['val_macro_f1']:.4f} | "
-        f"{row['images_per_s']:.0f} images/s"
+        f"{row['images_per_s']:.0f} images/s{_split(row)}"
     )
+
+
+def _split(row: dict[str, Any]) -> str:
+    """, where the time of a step went and the memory that was taken at most; nothing where no step was timed."""
+    if not row["step_s"]:
+        return ""
+    named = ("input", "compute", "collective") if row["collective_s"] else ("input", "compute")
+    parts = [f"{100 * row[f'{name}_s'] / row['step_s']:.1f}% {name}" for name in named]
+    return f", {1000 * row['step_s']:.0f} ms a step: {' + '.join(parts)}; up to {row['memory_gb']:.1f} GB"
+
+
+def peak_memory_bytes() -> int:
+    """The most that was taken of a GPU of this process; without GPUs, what was resident of the process."""
+    gpus = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices("GPU")]
+    if not gpus:
+        return memory.peak_bytes()
+    return max(tf.config.experimental.get_memory_info(gpu)["peak"] for gpu in gpus)

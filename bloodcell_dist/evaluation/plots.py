@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from bloodcell_dist.data.rows import Images
 from bloodcell_dist.evaluation.drawing import (
     BLUE,
     GREEN,
@@ -140,7 +141,7 @@ def plot_class_counts(
 
 def plot_mistakes(
     path: str | os.PathLike[str],
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
     probabilities: np.ndarray,
     class_names: Sequence[str],

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from bloodcell_dist.data.rows import Images
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.training.replication import Replication, SingleDevice
 
@@ -30,9 +31,7 @@ def make_forward(model: keras.Model, *, logits: bool, xla: bool) -> Forward:
     return tf.function(forward, jit_compile=xla or None, autograph=False, reduce_retracing=False)
 
 
-def predict(
-    forward: Forward, images: np.ndarray, batch_size: int, replication: Replication | None = None
-) -> np.ndarray:
+def predict(forward: Forward, images: Images, batch_size: int, replication: Replication | None = None) -> np.ndarray:
     """Probabilities float32 [N, C] for images uint8 [N, H, W, 3], on every worker; UserError if there are none.
 
     Args:
@@ -59,7 +58,7 @@ def round_up(count: int) -> int:
     return -(-count // unit) * unit
 
 
-def padded_batches(images: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+def padded_batches(images: Images, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Batches [batch_size, ...] and how many of their rows count; the last one repeats its last row."""
     for start in range(0, len(images), batch_size):
         batch = np.asarray(images[start : start + batch_size])

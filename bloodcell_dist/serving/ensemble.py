@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bloodcell_dist.config import load_settings
+from bloodcell_dist.data.rows import Images
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.rundir import RunDir
 from bloodcell_dist.serving.predictor import Predictor
@@ -49,7 +50,7 @@ class Member:
         """(image_size, crop), pixels: how its pictures are cut and scaled."""
         return self.settings.data.image_size, self.settings.data.crop
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
+    def probabilities(self, images: Images) -> np.ndarray:
         """float32 [N, C] for uint8 [N, image_size, image_size, 3]."""
         found = Predictor(self.run.path).probabilities(images)
         gc.collect()  # a network sits in reference cycles: without this the next one would be loaded beside it
@@ -67,7 +68,7 @@ class Pictures:
         part: what of the source they are, for messages; empty for all of it.
     """
 
-    images: np.ndarray
+    images: Images
     names: Sequence[str]
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     part: str = ""

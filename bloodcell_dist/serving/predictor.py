@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from bloodcell_dist.config import load_settings
+from bloodcell_dist.data.rows import Images
 from bloodcell_dist.errors import UserError
 from bloodcell_dist.evaluation.predict import make_forward, predict
 from bloodcell_dist.rundir import RunDir
@@ -41,6 +42,6 @@ class Predictor:
             raise UserError(f"{self.run.model}: cannot be read as a Keras model ({error})") from None
         self._forward = make_forward(model, logits=False, xla=False)
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
+    def probabilities(self, images: Images) -> np.ndarray:
         """float32 [N, C] for uint8 [N, image_size, image_size, 3]."""
         return predict(self._forward, images, self.settings.evaluate.batch_size_per_replica)

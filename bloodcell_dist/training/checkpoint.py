@@ -12,9 +12,10 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -53,16 +54,23 @@ class Checkpoints:
         self._folder = folder
         self._keep = keep
 
-    def save(self, step: int, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> Path:
+    def save(self, step: int, arrays: Mapping[str, Any], progress: Mapping[str, Any]) -> Path:
         """Write the state after `step` updates, then remove the oldest beyond `keep`.
 
         Those of later steps go too: the run was taken up before them, so they are damaged.
+
+        Args:
+            step: updates made.
+            arrays: by name; NumPy's, or TensorFlow's, which are copied to the host here, one after the other.
+            progress: JSON values.
         """
         target = self._folder / f"step-{step:08d}"
         with atomic_folder(target) as unfinished:
-            np.savez(unfinished / "arrays.npz", **arrays)
+            with open(unfinished / "arrays.npz", "wb") as file:
+                written = _Hashing(file)
+                np.savez(written, **{name: np.asarray(array) for name, array in arrays.items()})
             atomic_write_json(unfinished / "progress.json", progress)
-            files = {name: _sha256(unfinished / name) for name in _FILES}
+            files = {"arrays.npz": written.hexdigest(), "progress.json": _sha256(unfinished / "progress.json")}
             atomic_write_json(unfinished / "manifest.json", {"step": step, "sha256": files})
         others = [folder for folder in self._newest_first() if folder != target]
         earlier = [folder for folder in others if _step(folder) < step]
@@ -86,6 +94,56 @@ class Checkpoints:
         """The checkpoint folders, newest first."""
         folders = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(folders, key=_step, reverse=True)
+
+
+class BackgroundSaves:
+    """Writes checkpoints in a thread of its own, one at a time, while the training goes on.
+
+    Args:
+        checkpoints: where to.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._pending: Future[Path] | None = None
+
+    def save(self, step: int, arrays: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+        """Begin to write, see `Checkpoints.save`; waits first for the one before, and raises what stopped that.
+
+        The arrays must not change any more.
+        """
+        self.settle()
+        self._pending = self._thread.submit(self._checkpoints.save, step, arrays, progress)
+
+    def settle(self) -> None:
+        """Wait until all is written. Raises what stopped it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+class _Hashing:
+    """A file that is only written to, from beginning to end, and hashed meanwhile instead of being read again.
+
+    As it cannot go back, zipfile puts sizes behind the arrays, where NumPy and all others find them.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def read(self) -> bytes:  # NumPy takes for a file what has this
+        raise OSError("only written to")
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def _step(folder: Path) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bloodcell_dist.errors import TrainingFailed
+from bloodcell_dist.training.placement import Batch
 from bloodcell_dist.training.step import StepFunction, StepOutput
 
 
@@ -29,14 +30,14 @@ def with_checks(
         loss_scaling: then a gradient that is not finite is part of the game: the scale is being found.
     """
 
-    def checked(indices: Any, step: int, learning_rates: Sequence[float]) -> list[StepOutput]:
-        rows = np.asarray(indices)
+    def checked(batch: Batch, step: int, learning_rates: Sequence[float]) -> list[StepOutput]:
+        rows = np.asarray(batch.indices)
         for number, some in enumerate(rows, start=step):
             _expect(bool(np.all((some >= 0) & (some < len(labels)))), number, "an index points outside the set", some)
             mine = labels[some]
             known = bool(np.all((mine >= 0) & (mine < num_classes)))
             _expect(known, number, f"a label is not in 0..{num_classes - 1}", some)
-        outputs = step_function(indices, step, learning_rates)
+        outputs = step_function(batch, step, learning_rates)
         for number, some, output in zip(range(step, step + len(rows)), rows, outputs, strict=True):
             look_at(output, number, some)
         return outputs

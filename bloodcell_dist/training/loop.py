@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from bloodcell_dist.data.sampling import IndexPlan
 from bloodcell_dist.training.naming import align_names
+from bloodcell_dist.training.placement import Batch
 from bloodcell_dist.training.preemption import StopRequest
+from bloodcell_dist.training.profile import Profile
 from bloodcell_dist.training.progress import EpochProgress
-from bloodcell_dist.training.record import EpochRecord
+from bloodcell_dist.training.record import EpochRecord, Times
 from bloodcell_dist.training.replication import Replication
 from bloodcell_dist.training.stages import Stages
 from bloodcell_dist.training.step import StepFunction
@@ -51,11 +55,13 @@ class Actions:
 
     Attributes:
         end_epoch: called with the epoch (from 0) and the steps made when its steps are done: evaluates and records.
-        save: called with the steps made; writes a checkpoint.
+        save: called with the steps made; begins to write a checkpoint.
+        settle: waits until it is written.
     """
 
     end_epoch: Callable[[int, int], None]
     save: Callable[[int], None]
+    settle: Callable[[], None]
 
 
 def call_lengths(first: int, end: int, steps_per_call: int, stops: Callable[[int], bool]) -> list[int]:
@@ -75,9 +81,14 @@ def call_lengths(first: int, end: int, steps_per_call: int, stops: Callable[[int
     return lengths
 
 
+Feed = Callable[[np.ndarray, Sequence[int]], Iterator[Batch]]
+"""(global batches, steps of each call) to this worker's batches, see `placement`."""
+
+
 def run_loop(
     step_function: StepFunction,
     *,
+    feed: Feed,
     plan: IndexPlan,
     stages: Stages,
     replication: Replication,
@@ -88,6 +99,7 @@ def run_loop(
     every_steps: int | None,
     stop: StopRequest,
     steps_per_call: int = 1,
+    profile: Profile | None = None,
 ) -> None:
     """Train from `first_step` to the end of the run.
 
@@ -102,15 +114,18 @@ def run_loop(
     def due(steps: int) -> bool:
         return every_steps is not None and steps % every_steps == 0
 
-    step, traced = first_step, set()
+    step, traced, profile = first_step, set(), profile or Profile(None)
     while step < length.total_steps:
         epoch = length.finished_epochs(step)
         start, end = epoch * length.steps_per_epoch, length.end_of(epoch)
         batches = plan.epoch_batches(epoch)[step - start : end - start]
         calls = call_lengths(step, end, steps_per_call, lambda steps: due(steps) or steps in stages.first_steps)
-        with EpochProgress(epoch + 1, length.epochs, step - start, end - start, shown=replication.is_chief) as progress:
+        size = plan.global_batch_size
+        with EpochProgress(
+            epoch + 1, length.epochs, step - start, end - start, examples_per_step=size, shown=replication.is_chief
+        ) as progress:
             clock = time.monotonic()
-            for count, indices in zip(calls, replication.feed(batches, calls), strict=True):
+            for count, batch in zip(calls, _waiting(feed(batches, calls), record.times), strict=True):
                 kind = (stages.at(step).first_step, count)  # each is a program of its own
                 compiles = kind not in traced
                 traced.add(kind)
@@ -119,11 +134,13 @@ def run_loop(
                     align_names()
                     clock = time.monotonic()
                 rates = [stages.learning_rate(number) for number in range(step, step + count)]
-                record.add(step_function(indices, step, rates))
+                with profile.around(step, compiles):
+                    record.add(step_function(batch, step, rates))
                 if compiles:
                     clock = _after_compiling(record, clock)
                 else:
-                    record.timed_examples += count * plan.global_batch_size
+                    record.times.steps += count
+                    record.times.examples += count * size
                 step += count
                 if compiles:
                     progress.leave_out(count)
@@ -132,19 +149,39 @@ def run_loop(
                 if step < end and (due(step) or stopping):
                     _pause(record, clock)
                     actions.save(step)
-                    stop.leave_if(stopping, f"after step {step}, which is saved")
+                    _leave_if(stopping, step, stop, actions)
                     clock = time.monotonic()
             _pause(record, clock)
         actions.end_epoch(epoch, step)
         record.clear()
         actions.save(step)
         if step < length.total_steps:
-            stop.leave_if(replication.any(stop.is_set), f"after step {step}, which is saved")
+            _leave_if(replication.any(stop.is_set), step, stop, actions)
+    profile.end()
+    actions.settle()
+
+
+def _leave_if(stopping: bool, step: int, stop: StopRequest, actions: Actions) -> None:
+    """Raise Preempted where a stop was asked for, once the state is on disk."""
+    if stopping:
+        actions.settle()
+    stop.leave_if(stopping, f"after step {step}, which is saved")
+
+
+def _waiting(batches: Iterator[Batch], times: Times) -> Iterator[Batch]:
+    """The batches; how long each is waited for counts as input time."""
+    while True:
+        clock = time.perf_counter()
+        batch = next(batches, None)
+        times.input_s += time.perf_counter() - clock
+        if batch is None:
+            return
+        yield batch
 
 
 def _after_compiling(record: EpochRecord, clock: float) -> float:
     """Tell how long a stage's first step took; it does not count towards images/s. The new start of the clock."""
-    record.read()  # waits for the step, the update included
+    record.read(timed=False)  # waits for the step, the update included
     now = time.monotonic()
     log.info("first step, with tracing and compiling: %.0f s", now - clock)
     return now
@@ -153,4 +190,4 @@ def _after_compiling(record: EpochRecord, clock: float) -> float:
 def _pause(record: EpochRecord, clock: float) -> None:
     """Wait for the device and add the time since `clock` to the epoch's."""
     record.read()
-    record.seconds += time.monotonic() - clock
+    record.times.seconds += time.monotonic() - clock

@@ -22,6 +22,7 @@ class EpochProgress:
         epochs: of the run.
         done: steps of this epoch made before (a resumed run).
         steps: of this epoch.
+        examples_per_step: for the pace.
         shown: whether this worker shows it.
         clock: seconds; passed in so that tests need not wait.
     """
@@ -33,12 +34,13 @@ class EpochProgress:
         done: int,
         steps: int,
         *,
+        examples_per_step: int,
         shown: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._label = f"epoch {epoch}/{epochs}"
         self._done, self._steps, self._first = done, steps, done
-        self._shown, self._clock = shown, clock
+        self._shown, self._clock, self._examples = shown, clock, examples_per_step
         self._started = self._spoke = clock()
         self._bar = None
         if shown and sys.stderr.isatty():
@@ -52,7 +54,13 @@ class EpochProgress:
                 self._bar.set_postfix_str(describe(), refresh=False)
         elif self._shown and self._clock() - self._spoke >= LINE_EVERY_S:
             self._spoke = self._clock()
-            log.info("%s step %d/%d, %s, %s left", self._label, self._done, self._steps, describe(), self._left())
+            pace = (self._clock() - self._started) / max(1, self._done - self._first)
+            seconds = round(pace * (self._steps - self._done))
+            log.info(
+                "%s step %d/%d, %s, %.0f images/s, %d:%02d left",
+                *(self._label, self._done, self._steps, describe(), self._examples / max(pace, 1e-9)),
+                *divmod(seconds, 60),
+            )
 
     def leave_out(self, steps: int) -> None:
         """Begin the pace after the next `steps`, which were traced and compiled first."""
@@ -67,8 +75,3 @@ class EpochProgress:
         """Take the bar off the terminal."""
         if self._bar is not None:
             self._bar.close()
-
-    def _left(self) -> str:
-        pace = (self._clock() - self._started) / max(1, self._done - self._first)
-        seconds = round(pace * (self._steps - self._done))
-        return f"{seconds // 60}:{seconds % 60:02d}"

@@ -8,6 +8,7 @@ an undisturbed run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +21,37 @@ CHECK_EVERY_STEPS = 20
 REMEDIES = "lower optimizer.learning_rate, set optimizer.clip_norm, or use train.precision=float32"
 
 
+@dataclass
+class Times:
+    """Where the time of an epoch went on this worker, without the steps that were compiled first.
+
+    Attributes:
+        seconds: of all.
+        steps, examples: made in that time, over all workers.
+        input_s: of waiting for the next batch.
+        collective_s: from a replica's own gradients to the sum of all.
+    """
+
+    seconds: float = 0.0
+    steps: int = 0
+    examples: int = 0
+    input_s: float = 0.0
+    collective_s: float = 0.0
+
+    def per_step(self) -> dict[str, float]:
+        """`images_per_s`, and means in seconds: `step_s`, of which `input_s`, `collective_s`, `compute_s` the rest."""
+        step_s, input_s, collective_s = (
+            value / max(self.steps, 1) for value in (self.seconds, self.input_s, self.collective_s)
+        )
+        return {
+            "images_per_s": self.examples / max(self.seconds, 1e-9),
+            "step_s": step_s,
+            "input_s": input_s,
+            "compute_s": max(step_s - input_s - collective_s, 0.0),
+            "collective_s": collective_s,
+        }
+
+
 class EpochRecord:
     """Losses and predictions of the epoch so far, in the order of the index plan."""
 
@@ -29,8 +61,7 @@ class EpochRecord:
         self._arrays: dict[str, list[np.ndarray]] = {"losses": [], "probabilities": [], "finite": []}
         self._skipped_in_a_row = 0  # goes on over the ends of epochs, which may be short
         self._last_loss = float("nan")
-        self.seconds = 0.0
-        self.timed_examples = 0
+        self.times = Times()
 
     def add(self, outputs: Sequence[StepOutput]) -> None:
         """Keep what updates left; every now and then look whether training still moves. Raises TrainingFailed."""
@@ -38,22 +69,27 @@ class EpochRecord:
         if len(self._outputs) >= CHECK_EVERY_STEPS:
             self.read()
 
-    def read(self) -> None:
-        """Copy what is on the device; TrainingFailed when the last 20 updates were all skipped."""
+    def read(self, timed: bool = True) -> None:
+        """Copy what is on the device; TrainingFailed when the last 20 updates were all skipped.
+
+        timed: whether the time of these updates counts.
+        """
         if self._outputs:  # all workers have equally many
-            self._copy()
+            self._copy(timed)
         self._outputs.clear()
         if self._skipped_in_a_row >= SKIPPED_LIMIT:
             raise TrainingFailed(
                 f"training diverged: the gradients of the last {SKIPPED_LIMIT} updates were not finite; {REMEDIES}"
             )
 
-    def _copy(self) -> None:
+    def _copy(self, timed: bool) -> None:
         local = self._replication.local
         losses = np.stack([np.concatenate(local(output.losses)) for output in self._outputs])
         probabilities = np.stack([np.concatenate(local(output.probabilities)) for output in self._outputs])
         losses, probabilities = self._replication.gather([losses, probabilities], axis=1)  # [updates, global batch, …]
         finite = np.stack([local(output.finite)[0] for output in self._outputs])
+        if timed:
+            self.times.collective_s += float(np.nansum([local(output.collective_s)[0] for output in self._outputs]))
         self._last_loss = float(np.mean(losses[-1]))
         self._arrays["losses"].append(losses.ravel())
         self._arrays["probabilities"].append(probabilities.reshape(-1, probabilities.shape[-1]))
@@ -93,7 +129,7 @@ class EpochRecord:
     def clear(self) -> None:
         """Begin a new epoch."""
         self.read()
-        self.seconds, self.timed_examples = 0.0, 0
+        self.times = Times()
         for parts in self._arrays.values():
             parts.clear()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.training.placement import Batch
 from bloodcell_dist.training.schedule import Schedule
 from bloodcell_dist.training.step import StepFunction, StepOutput
 
@@ -106,7 +107,7 @@ class StagedStep:
             self._begin(stage, step == stage.first_step)
             self._stage = stage
 
-    def __call__(self, indices: Any, step: int, learning_rates: Sequence[float]) -> list[StepOutput]:
+    def __call__(self, batch: Batch, step: int, learning_rates: Sequence[float]) -> list[StepOutput]:
         """Make updates of one stage, the first of which is number `step` (from 0)."""
         self.enter(step)
-        return self._step(indices, step, learning_rates)
+        return self._step(batch, step, learning_rates)

@@ -44,14 +44,18 @@ class TrainingState:
         """Of the network."""
         return [variable.value for _, variable in self._named()]
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Everything, copied to the host.
+    def arrays(self) -> dict[str, Any]:
+        """Everything as it is now, by name: NumPy arrays, or tensors that later updates leave alone.
+
+        Nothing is copied: TensorFlow shares a variable's buffer with those who have read it, and gives the next update
+        another one as long as somebody holds it.
 
         The best epoch's weights are among it: in a file of their own they could be newer than the checkpoint that a
         run continues from.
         """
-        weights = {f"weights/{name}": variable.numpy() for name, variable in self._named()}
-        optimizer = {f"optimizer/{name}": variable.numpy() for name, variable in self._update.state().items()}
+        weights = {f"weights/{name}": tf.convert_to_tensor(variable.value) for name, variable in self._named()}
+        state = self._update.state()
+        optimizer = {f"optimizer/{name}": tf.convert_to_tensor(variable) for name, variable in state.items()}
         best = {f"best/{name}": value for name, value in self._best.items()}
         return weights | optimizer | best | self._record.arrays()
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from bloodcell_dist.models.dropout import randomness
 from bloodcell_dist.training.losses import LossFunction
+from bloodcell_dist.training.placement import Batch, Cells
 from bloodcell_dist.training.replication import Replication
 from bloodcell_dist.training.update import Update
 
@@ -36,10 +36,11 @@ class StepOutput(NamedTuple):
     probabilities: tf.Tensor  # float32 [b, C]
     gradient_norm: tf.Tensor  # float32 scalar, before clipping
     finite: tf.Tensor  # bool scalar: the update was made
+    collective_s: tf.Tensor  # float64 scalar, seconds until the gradients of all replicas were summed
 
 
-StepFunction = Callable[[Any, int, Sequence[float]], list[StepOutput]]
-"""(indices, first step, learning rates) to what each update leaves, see `Step.__call__`."""
+StepFunction = Callable[[Batch, int, Sequence[float]], list[StepOutput]]
+"""(batch, first step, learning rates) to what each update leaves, see `Step.__call__`."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def gradient_function(
 
     The returned function takes (images uint8 [N, H, W, 3], labels int64 [N], indices int32 [b], first int32 scalar,
     step int32 scalar, loss_scale float32 scalar), where `first` is the place of the first index in the global batch.
-    It returns the gradients of loss_scale x sum(losses) / global_batch_size, in the order of the model's trainable
-    variables, and losses float32 [b] and probabilities float32 [b, C].
+    Without indices (None) images and labels are the b examples themselves, which the host has gathered. It returns the
+    gradients of loss_scale x sum(losses) / global_batch_size, in the order of the model's trainable variables, and
+    losses float32 [b] and probabilities float32 [b, C].
     """
     weights = [variable.value for variable in model.trainable_variables]
     augment = tf.function(policy, jit_compile=True, autograph=False) if compile.parts else policy
@@ -78,15 +80,16 @@ def gradient_function(
     def gradients(
         images: tf.Tensor,
         labels: tf.Tensor,
-        indices: tf.Tensor,
+        indices: tf.Tensor | None,
         first: tf.Tensor,
         step: tf.Tensor,
         loss_scale: tf.Tensor,
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        positions = first + tf.range(indices.shape[0])
-        pictures = tf.cast(tf.gather(images, indices), tf.float32)
-        targets = tf.one_hot(tf.gather(labels, indices), num_classes)
-        pictures, targets = augment(pictures, targets, seed, step, positions)
+        if indices is not None:
+            images, labels = tf.gather(images, indices), tf.gather(labels, indices)
+        positions = first + tf.range(labels.shape[0])
+        targets = tf.one_hot(labels, num_classes)
+        pictures, targets = augment(tf.cast(images, tf.float32), targets, seed, step, positions)
         with (
             randomness(seed, step, positions),
             tf.GradientTape(watch_accessed_variables=False) as tape,
@@ -102,14 +105,13 @@ def gradient_function(
 
 
 class Step:
-    """One optimizer update from the indices of this worker's share of a global batch.
+    """One optimizer update from this worker's share of a global batch.
 
     Args:
         gradients: of `gradient_function`.
         update: the optimizer's state.
         replication: sums the gradients.
-        images: uint8 [N, H, W, 3], kept in every replica's memory.
-        labels: int [N].
+        cells: where the training pictures lie.
         per_replica_batch_size: examples per replica and pass; a replica's share of a global batch is cut into
             accumulation passes of this size.
     """
@@ -120,15 +122,12 @@ class Step:
         update: Update,
         replication: Replication,
         *,
-        images: np.ndarray,
-        labels: np.ndarray,
+        cells: Cells,
         per_replica_batch_size: int,
     ) -> None:
         self._update = update
         self._replication = replication
-        self._images = replication.place(images)
-        # int64: TensorFlow keeps int32 in host memory, so that a GPU's program would fetch the labels at every step.
-        self._labels = replication.place(labels.astype(np.int64))
+        self._cells = cells
         self._pass_size = per_replica_batch_size
         self.renew(gradients)
 
@@ -138,46 +137,53 @@ class Step:
         # One graph for everything between two looks of the host: it starts the compiled parts and the collective.
         self._call = tf.function(self._several, autograph=False)
 
-    def __call__(self, indices: tf.Tensor, step: int, learning_rates: Sequence[float]) -> list[StepOutput]:
+    def __call__(self, batch: Batch, step: int, learning_rates: Sequence[float]) -> list[StepOutput]:
         """Make updates one after the other, the first of which is number `step` (from 0).
 
         Args:
-            indices: int32 [updates, local_replicas x per_replica_batch_size x accumulate_steps].
+            batch: of `updates` updates, with b = local_replicas x per_replica_batch_size x accumulate_steps.
             step: number of the first.
             learning_rates: of each.
 
         Returns:
             For each update what every local replica leaves, as `Replication.local` takes it apart.
         """
-        return self._call(indices, tf.constant(step, tf.int32), tf.constant(learning_rates, tf.float32))
+        return self._call(batch, tf.constant(step, tf.int32), tf.constant(learning_rates, tf.float32))
 
-    def _several(self, indices: tf.Tensor, first: tf.Tensor, learning_rates: tf.Tensor) -> list[StepOutput]:
+    def _several(self, batch: Batch, first: tf.Tensor, learning_rates: tf.Tensor) -> list[StepOutput]:
+        images, labels, run = self._cells.images, self._cells.labels, self._replication.run
         return [
-            self._replication.run(
-                self._on_replica, self._images, self._labels, indices[place], first + place, learning_rates[place]
-            )
-            for place in range(indices.shape[0])
+            run(self._on_replica, images, labels, _rows(batch, place), first + place, learning_rates[place])
+            for place in range(batch.indices.shape[0])
         ]
 
     def _on_replica(
         self,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        indices: tf.Tensor,
+        images: tf.Tensor | None,
+        labels: tf.Tensor | None,
+        share: Batch,
         step: tf.Tensor,
         learning_rate: tf.Tensor,
     ) -> StepOutput:
-        indices = self._replication.my_part(indices)
-        first = self._replication.replica_id() * indices.shape[0]
+        mine = Batch(*(None if values is None else self._replication.my_part(values) for values in share))
+        size = mine.indices.shape[0]
+        first = self._replication.replica_id() * size
         sums: list[tf.Tensor] = []
         losses, probabilities = [], []
-        for start in range(0, indices.shape[0], self._pass_size):
-            part = indices[start : start + self._pass_size]
+        for start in range(0, size, self._pass_size):
+            part = _rows(mine, slice(start, start + self._pass_size))
+            examples = (images, labels, part.indices) if part.pictures is None else (part.pictures, part.labels, None)
             gradients, part_losses, part_probabilities = self._gradients(
-                images, labels, part, first + start, step, self._update.loss_scale.read_value()
+                *examples, first + start, step, self._update.loss_scale.read_value()
             )
             sums = [total + more for total, more in zip(sums, gradients, strict=True)] if sums else gradients
             losses.append(part_losses)
             probabilities.append(part_probabilities)
-        norm, finite = self._update.apply(self._replication.allreduce(sums), learning_rate)
-        return StepOutput(tf.concat(losses, 0), tf.concat(probabilities, 0), norm, finite)
+        sums, collective_s = self._replication.allreduce(sums)
+        norm, finite = self._update.apply(sums, learning_rate)
+        return StepOutput(tf.concat(losses, 0), tf.concat(probabilities, 0), norm, finite, collective_s)
+
+
+def _rows(batch: Batch, places: int | slice) -> Batch:
+    """Along the first axis of all that is there."""
+    return Batch(*(None if values is None else values[places] for values in batch))

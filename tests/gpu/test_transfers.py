@@ -81,16 +81,16 @@ def session_in(folder: Path) -> Session:
 def train(session: Session, first: int) -> None:
     """Some updates as the loop makes them; waits for the last."""
     batches = np.stack([session.arithmetic.plan.batch_at(step) for step in range(first, first + STEPS)])
-    for step, indices in enumerate(session.replication.feed(batches, [1] * STEPS), start=first):
-        outputs = session.assembly.step(indices, step, [1e-3])
+    for step, batch in enumerate(session.assembly.cells.feed(batches, [1] * STEPS), start=first):
+        outputs = session.assembly.step(batch, step, [1e-3])
     session.replication.local(outputs[-1].gradient_norm)
 
 
 def test_pictures_and_labels_lie_on_the_gpu(device: str, profiled: Profiled) -> None:
-    step = profiled.session.assembly._step
-    for tensor in (step._images, step._labels):
+    cells = profiled.session.assembly.cells
+    for tensor in (cells.images, cells.labels):
         assert tensor.device.endswith(f"device:{device}")
-    assert step._images.dtype == tf.uint8
+    assert cells.images.dtype == tf.uint8
 
 
 def test_only_indices_go_to_the_gpu(device: str, profiled: Profiled, record_property: Record) -> None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from bloodcell_dist import commandline, logs
 from bloodcell_dist.launch import ending_together, launched, this_process
 from bloodcell_dist.training.optimizers import make_rule
+from bloodcell_dist.training.placement import DeviceCells
 from bloodcell_dist.training.replication import replicate
 from bloodcell_dist.training.step import Step
 from bloodcell_dist.training.update import Update
@@ -41,18 +42,18 @@ def main() -> None:
             losses = tf.cast(tf.gather(labels, indices), tf.float32)
             return [tf.ones([3]) * factor, tf.ones([2, 2]) * factor], losses, tf.ones([SIZE, 1])
 
+        cells = DeviceCells(np.zeros((64, 2, 2, 3), np.uint8), np.arange(64), replication)
         step = Step(
             tf.function(gradients, jit_compile=True, autograph=False),
             update,
             replication,
-            images=np.zeros((64, 2, 2, 3), np.uint8),
-            labels=np.arange(64),
+            cells=cells,
             per_replica_batch_size=SIZE,
         )
         batches = np.arange(3 * SIZE * replication.num_replicas, dtype=np.int32).reshape(3, -1)
         trace: dict[str, list[np.ndarray]] = {"a": [], "b": [], "scale": [], "finite": [], "norm": [], "losses": []}
-        for number, indices in enumerate(replication.feed(batches, [1, 1, 1])):
-            (output,) = step(indices, number, [0.5])
+        for number, batch in enumerate(cells.feed(batches, [1, 1, 1])):
+            (output,) = step(batch, number, [0.5])
             for name, variable in (("a", weights[0]), ("b", weights[1]), ("scale", update.loss_scale)):
                 copies = variable.values if hasattr(variable, "values") else [variable]
                 trace[name].append(np.stack([np.asarray(copy) for copy in copies]))

@@ -19,10 +19,10 @@ fed: list[np.ndarray] = []
 feed = Replication.feed
 
 
-def remember(self, batches, lengths):  # type: ignore[no-untyped-def]
-    for indices in feed(self, batches, lengths):
-        fed.extend(np.asarray(indices))
-        yield indices
+def remember(self, *arguments):  # type: ignore[no-untyped-def]
+    for parts in feed(self, *arguments):
+        fed.extend(np.asarray(parts[0]))
+        yield parts
 
 
 Replication.feed = remember  # type: ignore[method-assign]

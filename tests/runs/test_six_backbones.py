@@ -17,6 +17,7 @@ import tensorflow as tf
 from bloodcell_dist import cli
 from bloodcell_dist.augment.policies import build_policy
 from bloodcell_dist.config import load_settings
+from bloodcell_dist.data.rows import Images
 from bloodcell_dist.data.sampling import IndexPlan
 from bloodcell_dist.history import read_metrics
 from bloodcell_dist.models.backbones import BACKBONES, build_classifier
@@ -144,7 +145,7 @@ def losses_of_first_step(run: RunDir, precision: str) -> tuple[float, float]:
         keras.mixed_precision.set_dtype_policy("float32")
 
 
-def loss_of_first_step(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
+def loss_of_first_step(model: keras.Model, images: Images, labels: np.ndarray) -> float:
     rows = IndexPlan(labels, 16, seed=0).batch_at(0)
     positions, step = tf.range(16), tf.constant(0)
     policy = build_policy("seed", image_size=96, num_classes=8)

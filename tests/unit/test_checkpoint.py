@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bloodcell_dist.training.checkpoint import Checkpoints
+from bloodcell_dist.training.checkpoint import BackgroundSaves, Checkpoints
 
 SAVING = """
 import sys
@@ -199,3 +202,61 @@ def test_a_kill_in_the_middle_leaves_an_intact_one(tmp_path: Path) -> None:
         assert found.progress == {"step": found.step}
         unfinished += any(name.startswith(".tmp-") for name in names(folder))
     assert unfinished, "no kill hit a save: the test shows nothing"
+
+
+# ---- in the background
+
+
+class Held(Checkpoints):
+    """Writes when it is let go."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, keep=3)
+        self.go = threading.Event()
+
+    def save(self, step: int, arrays: Mapping[str, Any], progress: Mapping[str, Any]) -> Path:
+        assert self.go.wait(30)
+        return super().save(step, arrays, progress)
+
+
+def test_saving_does_not_wait_and_settling_does(tmp_path: Path) -> None:
+    checkpoints = Held(tmp_path)
+    saves = BackgroundSaves(checkpoints)
+    saves.save(1, state(1), {})
+    assert names(tmp_path) == []
+    checkpoints.go.set()
+    saves.settle()
+    assert names(tmp_path) == ["step-00000001"]
+    saves.settle()  # nothing is left to wait for
+
+
+def test_one_checkpoint_is_written_at_a_time_and_in_order(tmp_path: Path) -> None:
+    saves = BackgroundSaves(Checkpoints(tmp_path, keep=2))
+    for step in range(1, 6):
+        saves.save(step, state(step), {"step": step})
+    saves.settle()
+    assert names(tmp_path) == ["step-00000004", "step-00000005"]
+    assert newest_step(Checkpoints(tmp_path, 2)) == 5
+
+
+@pytest.mark.parametrize("next_call", ["save", "settle"])
+def test_what_stops_a_save_is_raised_at_the_next_call(tmp_path: Path, next_call: str) -> None:
+    class Full(Checkpoints):
+        def save(self, step: int, arrays: Mapping[str, Any], progress: Mapping[str, Any]) -> Path:
+            raise OSError(28, "No space left on device")
+
+    saves = BackgroundSaves(Full(tmp_path, keep=1))
+    saves.save(1, state(1), {})
+    with pytest.raises(OSError, match="No space left"):
+        saves.settle() if next_call == "settle" else saves.save(2, state(2), {})
+    saves.settle()  # it is told once
+
+
+def test_the_hash_is_that_of_the_file(tmp_path: Path) -> None:
+    folder = Checkpoints(tmp_path, 1).save(3, {"a": np.arange(100_000), "b": np.zeros((0, 3))}, {})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, digest in manifest["sha256"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["a"], np.arange(100_000))
+        assert file["b"].shape == (0, 3)

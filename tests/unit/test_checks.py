@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from bloodcell_dist.errors import TrainingFailed
 from bloodcell_dist.training.checks import with_checks
+from bloodcell_dist.training.placement import Batch
 from bloodcell_dist.training.replication import SingleDevice
 from bloodcell_dist.training.step import StepOutput
 
@@ -24,13 +25,14 @@ def output(**changes: Any) -> StepOutput:
         "probabilities": tf.fill([2, 3], 1 / 3),
         "gradient_norm": tf.constant(1.5),
         "finite": tf.constant(True),
+        "collective_s": tf.zeros([], tf.float64),
     }
     return StepOutput(**{**fine, **changes})
 
 
 def run(indices: list[int], result: StepOutput, labels: np.ndarray = LABELS) -> StepOutput:
     checked = with_checks(lambda rows, step, rates: [result], labels, 3, LOCAL)
-    return checked(tf.constant([indices]), 7, [0.1])[0]
+    return checked(Batch(tf.constant([indices])), 7, [0.1])[0]
 
 
 def test_a_sound_step_passes_unchanged() -> None:
@@ -71,17 +73,17 @@ def test_a_label_out_of_range_is_found_before_the_step(label: int) -> None:
 
     checked = with_checks(never, np.array([0, label]), 3, LOCAL)
     with pytest.raises(TrainingFailed, match=r"step 2: a label is not in 0\.\.2; training examples \[0, 1\]"):
-        checked(tf.constant([[0, 1]]), 2, [0.1])
+        checked(Batch(tf.constant([[0, 1]])), 2, [0.1])
 
 
 def test_an_overflow_while_the_loss_scale_is_found_is_no_problem() -> None:
     overflow = output(finite=tf.constant(False), gradient_norm=tf.constant(np.inf))
     checked = with_checks(lambda rows, step, rates: [overflow], LABELS, 3, LOCAL, loss_scaling=True)
-    assert checked(tf.constant([[0, 1]]), 0, [0.1]) == [overflow]
+    assert checked(Batch(tf.constant([[0, 1]])), 0, [0.1]) == [overflow]
 
 
 def test_the_second_step_of_a_call_is_named_by_its_own_number() -> None:
     broken = output(losses=tf.constant([np.nan, 0.1]))
     checked = with_checks(lambda rows, step, rates: [output(), broken], LABELS, 3, LOCAL)
     with pytest.raises(TrainingFailed, match=r"step 8: the loss is not finite; training examples \[2\]"):
-        checked(tf.constant([[0, 1], [2, 3]]), 7, [0.1, 0.1])
+        checked(Batch(tf.constant([[0, 1], [2, 3]])), 7, [0.1, 0.1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from bloodcell_dist.data.sampling import IndexPlan
 from bloodcell_dist.errors import Preempted
 from bloodcell_dist.training.loop import Actions, Length, call_lengths, run_loop
+from bloodcell_dist.training.placement import Batch
 from bloodcell_dist.training.preemption import StopRequest
 from bloodcell_dist.training.record import EpochRecord
 from bloodcell_dist.training.replication import SingleDevice
@@ -20,6 +21,10 @@ from bloodcell_dist.training.step import StepOutput
 STEPS_PER_EPOCH = 5
 PLAN = IndexPlan(labels=np.arange(20) % 2, global_batch_size=4, seed=3)
 STAGES = lay_out([(1.0, "all", 1.0)], total_steps=15, learning_rate=1.0, warmup_steps=3, shape="cosine")
+
+
+def feed(batches: np.ndarray, lengths: Sequence[int]) -> Iterator[Batch]:
+    return (Batch(*parts) for parts in SingleDevice().feed(batches, lengths))
 
 
 class Diary:
@@ -34,16 +39,16 @@ class Diary:
         self.stop = StopRequest()
         self._stop_at = stop_at
 
-    def step(self, indices: Any, step: int, rates: Sequence[float]) -> list[StepOutput]:
+    def step(self, batch: Batch, step: int, rates: Sequence[float]) -> list[StepOutput]:
         self.calls.append(len(rates))
-        return [self._one(np.asarray(indices)[place], step + place, rate) for place, rate in enumerate(rates)]
+        return [self._one(np.asarray(batch.indices)[place], step + place, rate) for place, rate in enumerate(rates)]
 
     def _one(self, indices: np.ndarray, step: int, rate: float) -> StepOutput:
         self.events.append(("step", step))
         self.batches[step], self.rates[step] = indices, rate
         if step == self._stop_at:
             self.stop.signal_name = "SIGUSR1"
-        return StepOutput(np.full(4, step, np.float32), np.full((4, 2), 0.5, np.float32), 1.0, True)  # type: ignore[arg-type]
+        return StepOutput(np.full(4, step, np.float32), np.full((4, 2), 0.5, np.float32), 1.0, True, 0.0)  # type: ignore[arg-type]
 
     def end_epoch(self, epoch: int, step: int) -> None:
         self.events.append(("end_epoch", (epoch, step, sorted({int(loss) for loss in self.record.losses()}))))
@@ -52,18 +57,22 @@ class Diary:
         self.events.append(("save", step))
         self.saved = (step, self.record.arrays())
 
+    def settle(self) -> None:
+        self.events.append(("settle", None))
+
     def run(
         self, first_step: int = 0, total_steps: int = 15, every_steps: int | None = None, steps_per_call: int = 1
     ) -> Diary:
         run_loop(
             self.step,
+            feed=feed,
             plan=PLAN,
             stages=STAGES,
             replication=SingleDevice(),
             length=Length(STEPS_PER_EPOCH, total_steps),
             first_step=first_step,
             record=self.record,
-            actions=Actions(self.end_epoch, self.save),
+            actions=Actions(self.end_epoch, self.save, self.settle),
             every_steps=every_steps,
             stop=self.stop,
             steps_per_call=steps_per_call,
@@ -130,7 +139,7 @@ def test_a_stop_request_saves_and_raises(stop_at: int, step: int) -> None:
     with pytest.raises(Preempted, match=f"stopped by SIGUSR1 after step {step}, which is saved; run the same command"):
         diary.run()
     assert diary.of("step")[-1] == stop_at
-    assert diary.events[-1] == ("save", step)
+    assert diary.events[-2:] == [("save", step), ("settle", None)]  # only what is on disk is called saved
 
 
 def test_a_stop_after_the_last_step_lets_the_run_finish() -> None:
@@ -146,13 +155,14 @@ def test_a_stop_on_another_rank_is_named_so() -> None:
     with pytest.raises(Preempted, match="stopped by a signal to another rank after step 1"):
         run_loop(
             diary.step,
+            feed=feed,
             plan=PLAN,
             stages=STAGES,
             replication=TwoRanks(),
             length=Length(STEPS_PER_EPOCH, 15),
             first_step=0,
             record=diary.record,
-            actions=Actions(diary.end_epoch, diary.save),
+            actions=Actions(diary.end_epoch, diary.save, diary.settle),
             every_steps=None,
             stop=diary.stop,
         )
@@ -172,7 +182,7 @@ def test_max_steps_cuts_the_last_epoch(total: int, ends: list[tuple[int, int]]) 
 @pytest.mark.parametrize("total", [7, 10, 15])
 def test_a_run_whose_steps_are_all_made_trains_nothing_and_ends_no_epoch_again(total: int) -> None:
     """A run may be killed after its last checkpoint, before its report."""
-    assert Diary().run(first_step=total, total_steps=total).events == []
+    assert Diary().run(first_step=total, total_steps=total).events == [("settle", None)]
 
 
 @pytest.mark.parametrize(
@@ -199,16 +209,16 @@ def test_seconds_of_training_leave_out_saving_and_evaluating(monkeypatch: pytest
     timed: list[int] = []
 
     class Slow(Diary):
-        def step(self, indices: Any, step: int, rates: Sequence[float]) -> list[StepOutput]:
+        def step(self, batch: Batch, step: int, rates: Sequence[float]) -> list[StepOutput]:
             now[0] += 1.0
-            return super().step(indices, step, rates)
+            return super().step(batch, step, rates)
 
         def save(self, step: int) -> None:
             now[0] += 100.0
 
         def end_epoch(self, epoch: int, step: int) -> None:
-            seen.append(self.record.seconds)
-            timed.append(self.record.timed_examples)
+            seen.append(self.record.times.seconds)
+            timed.append(self.record.times.examples)
             now[0] += 1000.0
 
     Slow().run(every_steps=2)

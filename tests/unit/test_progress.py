@@ -38,7 +38,7 @@ def listen(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_line_comes_when_it_is_time(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    progress = EpochProgress(2, 5, done=0, steps=100, clock=clock)
+    progress = EpochProgress(2, 5, done=0, steps=100, examples_per_step=64, clock=clock)
     for _ in range(9):
         clock.now += LINE_EVERY_S / 10
         progress.advance(1, unasked)
@@ -47,21 +47,21 @@ def test_a_line_comes_when_it_is_time(caplog: pytest.LogCaptureFixture) -> None:
     progress.advance(1, lambda: "loss 0.5000")
     progress.advance(1, unasked)
     # ten steps in 15 s, then 90 are left at that pace
-    assert lines(caplog) == ["epoch 2/5 step 10/100, loss 0.5000, 2:15 left"]
+    assert lines(caplog) == ["epoch 2/5 step 10/100, loss 0.5000, 43 images/s, 2:15 left"]
 
 
 def test_time_left_counts_only_the_steps_made_now(caplog: pytest.LogCaptureFixture) -> None:
     """After a restart the steps made before cost nothing."""
     clock = Clock()
-    progress = EpochProgress(1, 1, done=90, steps=100, clock=clock)
+    progress = EpochProgress(1, 1, done=90, steps=100, examples_per_step=64, clock=clock)
     clock.now += 20
     progress.advance(1, lambda: "loss 1.0000")
-    assert lines(caplog) == ["epoch 1/1 step 91/100, loss 1.0000, 3:00 left"]
+    assert lines(caplog) == ["epoch 1/1 step 91/100, loss 1.0000, 3 images/s, 3:00 left"]
 
 
 def test_compiling_is_left_out_of_the_pace(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    progress = EpochProgress(1, 1, done=0, steps=102, clock=clock)
+    progress = EpochProgress(1, 1, done=0, steps=102, examples_per_step=64, clock=clock)
     clock.now += 500
     progress.leave_out(2)
     progress.advance(2, unasked)
@@ -70,12 +70,12 @@ def test_compiling_is_left_out_of_the_pace(caplog: pytest.LogCaptureFixture) -> 
         progress.advance(1, unasked)
     clock.now += 11
     progress.advance(1, lambda: "loss 1.0000")
-    assert lines(caplog) == ["epoch 1/1 step 12/102, loss 1.0000, 3:00 left"]
+    assert lines(caplog) == ["epoch 1/1 step 12/102, loss 1.0000, 32 images/s, 3:00 left"]
 
 
 def test_only_the_chief_shows_it(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    progress = EpochProgress(1, 1, done=0, steps=100, shown=False, clock=clock)
+    progress = EpochProgress(1, 1, done=0, steps=100, examples_per_step=64, shown=False, clock=clock)
     clock.now += 500
     progress.advance(1, unasked)
     assert lines(caplog) == []
@@ -84,7 +84,7 @@ def test_only_the_chief_shows_it(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(("steps", "left"), [(2, "0:20"), (4, "1:00"), (400, "133:00")])
 def test_minutes_and_seconds(caplog: pytest.LogCaptureFixture, steps: int, left: str) -> None:
     clock = Clock()
-    progress = EpochProgress(1, 1, done=0, steps=steps, clock=clock)
+    progress = EpochProgress(1, 1, done=0, steps=steps, examples_per_step=64, clock=clock)
     clock.now += 20
     progress.advance(1, str)
     assert lines(caplog)[0].endswith(f"{left} left")
@@ -95,7 +95,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     termios.tcsetwinsize(theirs, (24, 80))
     with os.fdopen(theirs, "w", encoding="utf-8") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        with EpochProgress(3, 5, done=1, steps=4) as progress:
+        with EpochProgress(3, 5, done=1, steps=4, examples_per_step=64) as progress:
             for _ in range(3):
                 progress.advance(1, lambda: "loss 0.2500")
         monkeypatch.undo()

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from bloodcell_dist.errors import TrainingFailed
-from bloodcell_dist.training.record import CHECK_EVERY_STEPS, SKIPPED_LIMIT, EpochRecord
+from bloodcell_dist.training.record import CHECK_EVERY_STEPS, SKIPPED_LIMIT, EpochRecord, Times
 from bloodcell_dist.training.replication import SingleDevice
 from bloodcell_dist.training.step import StepOutput
 
@@ -20,6 +20,7 @@ def output(step: int, finite: bool = True) -> StepOutput:
         tf.constant(probabilities, tf.float32),
         tf.constant(1.0),
         tf.constant(finite),
+        tf.constant(0.25, tf.float64),
     )
 
 
@@ -115,9 +116,28 @@ def test_skipped_updates_survive_an_interruption() -> None:
 
 def test_a_cleared_record_is_empty() -> None:
     record = record_of(range(5))
-    record.seconds = 3.0
+    record.times.seconds = 3.0
     record.clear()
     assert record.arrays() == {}
-    assert record.seconds == 0.0
+    assert record.times == Times()
     record.add([output(9)])
     np.testing.assert_array_equal(record.losses(), output(9).losses)
+
+
+def test_the_time_of_collectives_is_that_of_the_steps_that_count() -> None:
+    record = record_of(range(3))
+    record.read(timed=False)  # they were compiled
+    for step in range(4):
+        record.add([output(step)])
+    record.add([output(4)._replace(collective_s=tf.constant(np.nan, tf.float64))])  # its gradients were not finite
+    record.read()
+    assert record.times.collective_s == 1.0
+
+
+def test_the_time_of_a_step_has_parts() -> None:
+    times = Times(seconds=2.0, steps=4, examples=64, input_s=0.2, collective_s=0.4)
+    found = times.per_step()
+    assert found["images_per_s"] == 32.0
+    assert [found[name] for name in ("step_s", "input_s", "collective_s")] == [0.5, 0.05, 0.1]
+    assert found["compute_s"] == pytest.approx(0.35)
+    assert set(Times().per_step().values()) == {0.0}  # nothing was timed

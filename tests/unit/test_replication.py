@@ -31,7 +31,7 @@ UNEVEN = np.array([1 / 3, -1e-9, 2049.0], np.float32)
 
 
 def fed(replication: Replication, batches: np.ndarray = BATCHES) -> list[Any]:
-    return [tensor.numpy().tolist() for tensor in replication.feed(batches, LENGTHS)]
+    return [indices.numpy().tolist() for (indices,) in replication.feed(batches, LENGTHS)]
 
 
 def shares(first: int, end: int) -> list[Any]:
@@ -62,7 +62,7 @@ def test_one_device_is_one_replica(single: Replication) -> None:
 
 def test_one_device_is_fed_the_global_batches(single: Replication) -> None:
     assert fed(single) == shares(0, 8)
-    first = next(single.feed(BATCHES, LENGTHS))
+    (first,) = next(single.feed(BATCHES, LENGTHS))
     assert first.dtype == tf.int32 and "CPU" in first.device
     assert list(single.feed(BATCHES[:0], [])) == []
 
@@ -74,7 +74,9 @@ def test_one_device_works_on_all_of_it(single: Replication) -> None:
 def test_on_one_device_sums_are_what_is_summed(single: Replication) -> None:
     single.compression = tf.float16  # nothing travels
     tensors = [tf.constant(UNEVEN), tf.zeros([2, 0]), tf.constant(1e9)]
-    assert all(found is given for found, given in zip(single.allreduce(tensors), tensors, strict=True))
+    sums, seconds = single.allreduce(tensors)
+    assert all(found is given for found, given in zip(sums, tensors, strict=True))
+    assert float(seconds) == 0.0
 
 
 def test_one_device_maps_in_order(single: Replication) -> None:
@@ -204,11 +206,13 @@ def find_on_two_devices() -> dict[str, Any]:
         """Their sums over replicas that have one and two times as much."""
         replica = tf.cast(two.replica_id(), tf.float32)
         grid = tf.reshape(tf.range(4.0), [2, 2]) * (replica + 1.0)
-        return two.allreduce([tf.constant(UNEVEN) * (replica + 1.0), grid, replica, tf.zeros([0, 3])])
+        sums, seconds = two.allreduce([tf.constant(UNEVEN) * (replica + 1.0), grid, replica, tf.zeros([0, 3])])
+        return [*sums, seconds]
 
     for name in ("none", "float16"):
         two.compression = tf.float16 if name == "float16" else None
-        sums = [two.local(values) for values in tf.function(lambda: two.run(tensors), autograph=False)()]
+        *sums, seconds = map(two.local, tf.function(lambda: two.run(tensors), autograph=False)())
+        found[f"seconds, {name}"] = [float(value) for value in seconds]
         found[f"sums, {name}"] = [[value.tolist() for value in values] for values in sums]
         found[f"dtypes, {name}"] = [value.dtype.name for values in sums for value in values]
 

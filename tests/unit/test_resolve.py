@@ -44,7 +44,8 @@ def test_auto_follows_the_machine(tmp_path: Path, machine: Machine, epochs: int,
     assert (train.epochs, train.precision, train.xla) == (epochs, precision, xla)
     backbone = "convnextbase" if machine.num_gpus else "mobilenetv3small"
     assert (settings.distribute.strategy, settings.model.backbone) == ("single", backbone)
-    assert "auto" not in settings.model_dump_json()
+    assert settings.data.placement == "auto"  # goes by the memory that is free at each start
+    assert settings.model_dump_json().count("auto") == 1
     assert len(lines) == 7 and all(" = " in line and ": " in line for line in lines)
 
 

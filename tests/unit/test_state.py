@@ -22,7 +22,9 @@ from bloodcell_dist.training.update import Update
 class Run:
     """A small network with its optimizer and record."""
 
-    def __init__(self, *, width: int = 4, rule: str = "lion", ema: float | None = 0.9, seed: int = 0) -> None:
+    def __init__(
+        self, *, width: int = 4, rule: str = "lion", ema: float | None = 0.9, seed: int = 0, xla: bool = False
+    ) -> None:
         keras.utils.set_random_seed(seed)
         inputs = keras.Input((3,))
         features = keras.layers.BatchNormalization(name="norm")(keras.layers.Dense(width, name="dense")(inputs))
@@ -35,7 +37,7 @@ class Run:
             weight_decay=0.1,
             clip_norm=1.0,
             ema_decay=ema,
-            xla=False,
+            xla=xla,
         )
         self.record = EpochRecord(SingleDevice())
         self.state = TrainingState(self.model, self.update, self.record)
@@ -49,7 +51,7 @@ class Run:
             norm, finite = self.update.apply(gradients, tf.constant(0.1))
             self.model.get_layer("norm").moving_mean.assign_add(tf.ones(self.model.get_layer("norm").moving_mean.shape))
             losses = tf.constant(generator.random(2), tf.float32)
-            self.record.add([StepOutput(losses, tf.fill([2, 2], 0.5), norm, finite)])
+            self.record.add([StepOutput(losses, tf.fill([2, 2], 0.5), norm, finite, tf.zeros([], tf.float64))])
         return self
 
 
@@ -165,3 +167,15 @@ def test_the_best_weights_travel_with_the_checkpoint() -> None:
     other.state.take_best()
     for ours, theirs in zip(other.model.get_weights(), best, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_what_a_checkpoint_takes_is_not_changed_by_later_updates(xla: bool) -> None:
+    """Nothing is copied when a checkpoint begins; TensorFlow must leave the buffers alone as long as they are held."""
+    run = Run(xla=xla).advance(range(2))
+    held = run.state.arrays()
+    before = {name: np.array(array, copy=True) for name, array in held.items()}
+    run.advance(range(2, 5))
+    assert_same(held, before)
+    later = run.state.arrays()
+    assert all(np.any(np.asarray(later[name]) != before[name]) for name in before if name.endswith("kernel"))

@@ -16,6 +16,7 @@ from bloodcell_dist.models.backbones import build_classifier
 from bloodcell_dist.models.dropout import StatelessDropout
 from bloodcell_dist.training.losses import make_loss
 from bloodcell_dist.training.optimizers import make_rule
+from bloodcell_dist.training.placement import Batch, DeviceCells
 from bloodcell_dist.training.replication import SingleDevice
 from bloodcell_dist.training.step import Compile, Step, gradient_function
 from bloodcell_dist.training.update import Update
@@ -250,7 +251,8 @@ def make_step(passes: int, *, rule: str = "sgd", loss_scaling: bool = False, com
         xla=compile.parts,
     )
     size = BATCH // passes
-    step = Step(gradients, update, SingleDevice(), images=IMAGES, labels=LABELS, per_replica_batch_size=size)
+    cells = DeviceCells(IMAGES, LABELS, SingleDevice())
+    step = Step(gradients, update, SingleDevice(), cells=cells, per_replica_batch_size=size)
     return step, model, update
 
 
@@ -262,7 +264,7 @@ def test_accumulation_makes_the_same_update(passes: int, loss_scaling: bool) -> 
     for count in (1, passes):
         step, model, _ = make_step(count, loss_scaling=loss_scaling and count > 1)
         before = model.get_weights()
-        outputs.append(step(tf.constant(INDICES[None]), 0, [1.0])[0])
+        outputs.append(step(Batch(tf.constant(INDICES[None])), 0, [1.0])[0])
         moves.append([after - old for after, old in zip(model.get_weights(), before, strict=True)])
     one, other = outputs
     assert distance(moves[1], moves[0]) < 1e-5
@@ -277,7 +279,7 @@ def test_several_steps_repeat_to_the_bit_and_are_traced_once() -> None:
     for _ in range(2):
         step, model, update = make_step(2, rule="lion")
         for number in range(4):
-            step(tf.constant(np.roll(INDICES, number)[None]), number, [0.01 / (number + 1)])
+            step(Batch(tf.constant(np.roll(INDICES, number)[None])), number, [0.01 / (number + 1)])
         finals.append(model.get_weights())
         traces.append(small(PARTS)[1].experimental_get_tracing_count())
         assert update.apply.experimental_get_tracing_count() == 1
@@ -288,7 +290,7 @@ def test_several_steps_repeat_to_the_bit_and_are_traced_once() -> None:
 
 def test_training_lowers_the_loss() -> None:
     step, _, _ = make_step(1, rule="adamw")
-    losses = [float(np.mean(step(tf.constant(INDICES[None]), number, [0.01])[0].losses)) for number in range(40)]
+    losses = [float(np.mean(step(Batch(tf.constant(INDICES[None])), number, [0.01])[0].losses)) for number in range(40)]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
 
 

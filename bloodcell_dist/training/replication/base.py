@@ -64,44 +64,60 @@ class Replication(Workers, abc.ABC):
     def _each(self, function: Callable[[tf.Tensor], tf.Tensor], batches: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The function of one batch on each local replica."""
 
-    def feed(self, batches: np.ndarray, lengths: Sequence[int]) -> Iterator[tf.Tensor]:
+    def feed(
+        self,
+        batches: np.ndarray,
+        lengths: Sequence[int],
+        add: Callable[[tf.Tensor], tuple[tf.Tensor, ...]] | None = None,
+    ) -> Iterator[tuple[tf.Tensor, ...]]:
         """This worker's share of global batches, for one call of the step after the other.
 
         Args:
             batches: int32 [steps, global_batch_size].
             lengths: steps of each call, `steps` in all.
+            add: makes what belongs to the indices of a call, in tf.data's threads while the steps before it run.
 
         Yields:
-            int32 [length, global_batch_size / world_size], in host memory.
+            Indices int32 [length, global_batch_size / world_size], or what `add` makes of them, in host memory.
         """
         mine = replica_slice(batches, self.rank, self.world_size)
         start = 0
-        for length, calls in itertools.groupby(lengths):
-            end = start + length * len(list(calls))
+        for length, equal in itertools.groupby(lengths):
+            end = start + length * len(list(equal))
             part = mine[start:end].reshape(-1, length, mine.shape[1])
-            yield from tf.data.Dataset.from_tensor_slices(part).prefetch(2).with_options(_UNTUNED)
+            indices = tf.data.Dataset.from_tensor_slices((part,))
+            calls = indices if add is None else indices.map(add)
+            yield from calls.prefetch(2).with_options(_UNTUNED)
             start = end
 
-    def my_part(self, indices: tf.Tensor) -> tf.Tensor:
-        """The slice of this worker's share [b x local_replicas] that the replica works on, [b]; inside `run`."""
-        size = indices.shape[0] // self.local_replicas
-        return tf.reshape(indices, [self.local_replicas, size])[self.replica_id() - self.rank * self.local_replicas]
+    def my_part(self, share: tf.Tensor) -> tf.Tensor:
+        """The slice of this worker's share [b x local_replicas, ...] that the replica works on, [b, ...]; inside `run`.
 
-    def allreduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Sums over all replicas of float32 tensors; inside `run`.
+        It is cut on the host, so that each device gets its own part only.
+        """
+        size = share.shape[0] // self.local_replicas
+        with tf.device("CPU:0"):
+            parts = tf.reshape(share, [self.local_replicas, size, *share.shape[1:]])
+            return parts[self.replica_id() - self.rank * self.local_replicas]
+
+    def allreduce(self, tensors: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Sums over all replicas of float32 tensors, and the seconds that took, float64 scalar; inside `run`.
 
         They travel as one flat vector: one collective per update, and one order of summation. Horovod fuses single
-        tensors as they happen to come, so that the last bits would vary from run to run (horovod#1548).
+        tensors as they happen to come, so that the last bits would vary from run to run (horovod#1548). The seconds
+        count from this replica's own gradients to the sum, so that they include the wait for slower replicas.
         """
         if self.num_replicas == 1:
-            return list(tensors)
+            return list(tensors), tf.zeros([], tf.float64)
         flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+        begun = _time_of(flat)
         if self.compression is None:
             flat = self._reduce(flat)
         else:
             flat = tf.cast(self._reduce(tf.cast(flat, self.compression)), flat.dtype)
+        seconds = _time_of(flat) - begun
         parts = tf.split(flat, [math.prod(tensor.shape) for tensor in tensors])
-        return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+        return [tf.reshape(part, tensor.shape) for part, tensor in zip(parts, tensors, strict=True)], seconds
 
     def map(self, function: Callable[[tf.Tensor], tf.Tensor], batches: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The function of each batch, in order, on every worker; the batches are dealt out over all replicas.
@@ -134,3 +150,15 @@ class Replication(Workers, abc.ABC):
             data = self.lifeline.share(value.tobytes() if self.is_chief else None)
             if not self.is_chief:
                 variable.assign(np.frombuffer(data, value.dtype).reshape(value.shape))
+
+
+def _time_of(values: tf.Tensor) -> tf.Tensor:
+    """When a vector is there, by the host's clock: float64 scalar, seconds; NaN if its first value is NaN.
+
+    A device computes what it is told later than it is told. So one value is copied to the host, and the clock read
+    after that; it goes into the result, or TensorFlow would see that the copy is not needed.
+    """
+    with tf.device("CPU:0"):
+        seen = tf.identity(values[0])
+        with tf.control_dependencies([seen]):
+            return tf.maximum(tf.timestamp(), tf.cast(tf.minimum(seen, 0.0), tf.float64))

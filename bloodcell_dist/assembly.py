@@ -66,7 +66,10 @@ class Assembly:
         self._settings, self._data, self._arithmetic = settings, data, arithmetic
         self._policy = self._augmentation()
         on, parts = settings.train.xla == "on", settings.train.xla in ("on", "parts")
-        self._compile = Compile(model=on and self._policy.deterministic, parts=parts and self._policy.deterministic)
+        policy = self._policy
+        augments = policy.deterministic and bool(policy.layers)  # nothing to compile: a copy of all pictures less
+        whole, gpus = on and policy.deterministic, tf.config.list_logical_devices("GPU")
+        self._compile = Compile(model=whole, parts=parts and augments, kernels=parts and not whole and not gpus)
         # Only what every worker makes in the same order: with several, each variable made in here is a collective.
         with replication.scope():
             self.model = build_classifier(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from bloodcell_dist import __version__
+from bloodcell_dist.bench import PARTS
 from bloodcell_dist.commandline import (
     add_overrides_option,
     add_settings_options,
@@ -77,6 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--quick", action="store_true", help="without TensorFlow, this process only: some 2 seconds")
     doctor.add_argument("--json", action="store_true", help="print an array of {name, level, text, fix}")
 
+    bench = _add(commands, "bench", "measure how fast this machine trains with given settings, part by part", _bench)
+    bench.add_argument("parts", nargs="*", type=_part, metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    add_settings_options(bench)
+    bench.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each is measured (default: 5)")
+    bench.add_argument("--json", metavar="FILE", help="write the figures and the machine's facts to this file")
+    add_traceback_option(bench)
+
     sweep = commands.add_parser("sweep", help="many trainings at once: under Slurm or here, and one table of them all")
     _add_sweep_commands(sweep.add_subparsers(title="commands", required=True, metavar="COMMAND"))
 
@@ -132,6 +140,13 @@ def _add_sweep_commands(commands: argparse._SubParsersAction) -> None:
         add_traceback_option(parser)
 
 
+def _part(name: str) -> str:
+    """A part of bench; argparse's own `choices` refuse that none is given."""
+    if name not in PARTS:
+        raise argparse.ArgumentTypeError(f"invalid choice: {name!r} (choose from {', '.join(PARTS)})")
+    return name
+
+
 def _add(commands: argparse._SubParsersAction, name: str, text: str, command: Command) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(command=command)
@@ -178,6 +193,12 @@ def _doctor(options: argparse.Namespace) -> None:
     from bloodcell_dist.doctor_command import run_doctor
 
     run_doctor(options)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from bloodcell_dist.bench_command import run_bench
+
+    run_bench(options)
 
 
 def _sweep_plan(options: argparse.Namespace) -> None:

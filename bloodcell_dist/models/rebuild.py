@@ -5,6 +5,7 @@
 - Stochastic depth becomes ours, which draws statelessly; where the stock network has none, it is added.
 - Pre-processing computes in float32 under every precision policy, and EfficientNetB0's is always that of its ImageNet
   weights: stock Keras adds part of it only when it loads these weights itself.
+- BatchNorm, depthwise convolutions and activations have faster kernels for training on CPUs, see `kernels`.
 - Nested models are opened, so that the layers lie flat.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import keras
 
 from bloodcell_dist.models.dropout import StochasticDepth
+from bloodcell_dist.models.kernels import DepthwiseConv2D, with_kernels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,7 +52,7 @@ def rebuild(stock: keras.Model, *, drop_path: float) -> keras.Model:
             return layer  # opened when it is called
         if is_grouped(layer):
             return _depthwise(layer)
-        return layer.__class__.from_config(_config(layer, names.get(layer.name, layer.name)))
+        return with_kernels(layer).from_config(_config(layer, names.get(layer.name, layer.name)))
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, keras.Sequential):
@@ -98,13 +100,13 @@ def _config(layer: Any, name: str) -> dict[str, Any]:
     return config
 
 
-def _depthwise(layer: keras.layers.Conv2D) -> keras.layers.DepthwiseConv2D:
+def _depthwise(layer: keras.layers.Conv2D) -> DepthwiseConv2D:
     config = layer.get_config()
     for key in ("filters", "groups"):
         del config[key]
     for part in ("initializer", "regularizer", "constraint"):
         config[f"depthwise_{part}"] = config.pop(f"kernel_{part}")
-    return keras.layers.DepthwiseConv2D.from_config(config)
+    return DepthwiseConv2D.from_config(config)
 
 
 def _drop(branch: keras.KerasTensor, rate: float, place: int, name: str) -> keras.KerasTensor:

@@ -11,6 +11,7 @@ import keras
 
 from bloodcell_dist.atomic import atomic_file
 from bloodcell_dist.models.dropout import StatelessDropout
+from bloodcell_dist.models.kernels import without_kernels
 from bloodcell_dist.models.pooling import PairwiseMaxPooling2D
 from bloodcell_dist.models.stored import CLASS_NAMES
 
@@ -50,4 +51,4 @@ def _plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     config = layer.get_config()
     if "trainable" in config:
         config["trainable"] = True  # what was frozen in the last stage need not be so for whoever loads the model
-    return layer.__class__.from_config(config)
+    return without_kernels(layer).from_config(config)

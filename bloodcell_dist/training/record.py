@@ -89,7 +89,7 @@ class EpochRecord:
         losses, probabilities = self._replication.gather([losses, probabilities], axis=1)  # [updates, global batch, …]
         finite = np.stack([local(output.finite)[0] for output in self._outputs])
         if timed:
-            self.times.collective_s += float(np.nansum([local(output.collective_s)[0] for output in self._outputs]))
+            self.times.collective_s += float(sum(local(output.collective_s)[0] for output in self._outputs))
         self._last_loss = float(np.mean(losses[-1]))
         self._arrays["losses"].append(losses.ravel())
         self._arrays["probabilities"].append(probabilities.reshape(-1, probabilities.shape[-1]))

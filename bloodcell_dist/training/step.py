@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from bloodcell_dist.models.dropout import randomness
+from bloodcell_dist.models.kernels import cpu_kernels
 from bloodcell_dist.training.losses import LossFunction
 from bloodcell_dist.training.placement import Batch, Cells
 from bloodcell_dist.training.replication import Replication
@@ -50,10 +51,12 @@ class Compile:
     Attributes:
         model: the whole gradient function; off on CPUs, where XLA slows convolutional training steps down.
         parts: augmentation on its own, where the model is not compiled; twelve times faster on a CPU.
+        kernels: what takes its place in the model: `models.kernels`, for CPUs.
     """
 
     model: bool
     parts: bool
+    kernels: bool = False
 
 
 def gradient_function(
@@ -92,6 +95,7 @@ def gradient_function(
         pictures, targets = augment(tf.cast(images, tf.float32), targets, seed, step, positions)
         with (
             randomness(seed, step, positions),
+            cpu_kernels(compile.kernels),
             tf.GradientTape(watch_accessed_variables=False) as tape,
             keras.StatelessScope(),  # BatchNorm's moving statistics stay as they are, see `models.batchnorm`
         ):

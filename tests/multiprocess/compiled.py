@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from bloodcell_dist import commandline, logs
+from bloodcell_dist import commandline, logs, runtime
 from bloodcell_dist.augment.policies import POLICY_NAMES, build_policy
 from bloodcell_dist.launch import ending_together, launched, this_process
 from bloodcell_dist.models.dropout import StatelessDropout
@@ -49,7 +49,7 @@ def losses_of_steps(replication: Replication, policy: str, kind: type) -> np.nda
         seed=5,
         compile=Compile(model=True, parts=True),
     )
-    assert gradients._jit_compile is True
+    assert gradients._jit_compile is True  # type: ignore[attr-defined]
     cells = kind(IMAGES, LABELS, replication)
     size = BATCH // replication.num_replicas
     step = Step(gradients, update, replication, cells=cells, per_replica_batch_size=size)
@@ -63,6 +63,7 @@ def main() -> None:
     process = this_process()
     with launched(process) as joined, ending_together(joined):
         replication = replicate(joined, strategy, devices=devices)
+        runtime.configure(precision="float32", deterministic=True, eager=False)
         found = {
             f"{policy} {kind.__name__}": losses_of_steps(replication, policy, kind)
             for policy in POLICY_NAMES

@@ -22,9 +22,10 @@ LAYERS = (
     {"evaluation", "runtime"},
     {"serving", "sweep", "arithmetic", "initial_weights"},
     {"assembly", "start", "launch"},
-    {"session", "doctor"},
+    {"session", "doctor", "bench"},
     {"conclusion"},
-    {"train", "data_commands", "doctor_command", "models_command", "sweep_commands", "weights_commands"},
+    {"train", "bench_command", "data_commands", "doctor_command", "models_command"}
+    | {"sweep_commands", "weights_commands"},
     {"cli", "__main__"},
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}

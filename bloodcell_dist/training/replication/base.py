@@ -6,6 +6,7 @@ import abc
 import contextlib
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -153,12 +154,10 @@ class Replication(Workers, abc.ABC):
 
 
 def _time_of(values: tf.Tensor) -> tf.Tensor:
-    """When a vector is there, by the host's clock: float64 scalar, seconds; NaN if its first value is NaN.
+    """When a vector is there, by the host's clock: float64 scalar, seconds.
 
-    A device computes what it is told later than it is told. So one value is copied to the host, and the clock read
-    after that; it goes into the result, or TensorFlow would see that the copy is not needed.
+    A device computes what it is told later than it is told: so the clock is read when one value has come to the host.
+    By Python, since TensorFlow's own Timestamp is refused where it is to promise equal bits.
     """
     with tf.device("CPU:0"):
-        seen = tf.identity(values[0])
-        with tf.control_dependencies([seen]):
-            return tf.maximum(tf.timestamp(), tf.cast(tf.minimum(seen, 0.0), tf.float64))
+        return tf.ensure_shape(tf.numpy_function(lambda _: time.perf_counter(), [values[0]], tf.float64), [])

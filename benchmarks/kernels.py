@@ -1,0 +1,126 @@
+"""What the CPU kernels of `models/kernels.py` are worth: a step's gradients with them and with Keras' layers, in turn.
+
+    .venv/bin/python benchmarks/kernels.py                      # all six networks
+    .venv/bin/python benchmarks/kernels.py --filters            # the filter gradients of depthwise convolutions
+
+Forward in training mode, cross-entropy and the gradients of all weights, float32, 96x96 pixels, without an update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+from trainer import CLASSES, interleaved, noise, ratios, set_up
+
+# isort: split
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from bloodcell_dist.models.backbones import build_classifier
+from bloodcell_dist.models.depthwise import filter_gradient
+from bloodcell_dist.models.kernels import cpu_kernels
+
+BATCHES = {
+    "cnn": 64,
+    "mobilenetv3small": 64,
+    "efficientnetb0": 32,
+    "efficientnetv2s": 16,
+    "efficientnetv2m": 16,
+    "convnextbase": 16,
+}
+FILTERS = (  # batch, side of the map, channels, size, stride
+    *((64, 24, 72, 3, 2), (64, 12, 96, 5, 2), (64, 6, 240, 5, 1), (64, 3, 576, 5, 1)),  # MobileNetV3Small
+    *((32, 24, 144, 5, 2), (32, 12, 240, 5, 1), (32, 6, 672, 5, 1), (32, 3, 1152, 5, 1)),  # EfficientNetB0
+    *((16, 24, 128, 7, 1), (16, 12, 256, 7, 1), (16, 6, 512, 7, 1), (16, 3, 1024, 7, 1)),  # ConvNeXtBase
+)
+
+
+def network_turn(model: keras.Model, batch: int, active: bool) -> Callable[[], float]:
+    """Seconds of one step's gradients."""
+    images, labels = noise(batch)
+    pictures, targets = tf.constant(images, tf.float32), tf.one_hot(labels, CLASSES)
+    weights = [variable.value for variable in model.trainable_variables]
+
+    @tf.function(autograph=False)
+    def gradients(pictures: tf.Tensor, targets: tf.Tensor) -> list[tf.Tensor]:
+        with cpu_kernels(active), tf.GradientTape(watch_accessed_variables=False) as tape, keras.StatelessScope():
+            tape.watch(weights)
+            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, model(pictures, training=True)))
+        return tape.gradient(loss, weights)
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        gradients(pictures, targets)[0].numpy()
+        return time.perf_counter() - begun
+
+    return seconds
+
+
+def filter_turn(case: tuple[int, int, int, int, int], ours: bool) -> Callable[[], float]:
+    """Seconds of ten gradients of one depthwise filter, padding SAME."""
+    batch, side, channels, size, stride = case
+    generator = np.random.default_rng(0)
+    outputs = -(-side // stride)
+    inputs = tf.constant(generator.normal(size=(batch, side, side, channels)), tf.float32)
+    upstream = tf.constant(generator.normal(size=(batch, outputs, outputs, channels)), tf.float32)
+
+    def of(inputs: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+        if ours:
+            return filter_gradient(inputs, upstream, size, stride, "SAME")
+        return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+            input=inputs,
+            filter_sizes=[size, size, channels, 1],
+            out_backprop=upstream,
+            strides=[1, stride, stride, 1],
+            padding="SAME",
+        )
+
+    function = tf.function(of, autograph=False)
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        for _ in range(10):
+            function(inputs, upstream)
+        return (time.perf_counter() - begun) / 10
+
+    return seconds
+
+
+def report(name: str, turns: dict[str, Callable[[], float]], rounds: int) -> None:
+    """One line: milliseconds of both, and how much faster ours is."""
+    found = interleaved(turns, rounds)
+    keras_ms, ours_ms = (1000 * statistics.median(found[kind]) for kind in ("keras", "ours"))
+    print(f"{name:34}{keras_ms:9.1f}{ours_ms:9.1f}  {ratios(found['keras'], found['ours'])}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbones", default=",".join(BATCHES), help="separated by commas")
+    parser.add_argument("--filters", action="store_true", help="of single layers instead of networks")
+    parser.add_argument("--batch", type=int, help="pictures per step (16 to 64, by network)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=0)
+    given = parser.parse_args(arguments)
+    set_up(given.threads)
+    print(f"{'':34}{'Keras ms':>9}{'ours ms':>9}  times faster")
+    if given.filters:
+        for case in FILTERS:
+            batch, side, channels, size, stride = case
+            name = f"{batch} x {side}x{side}x{channels}, {size}x{size}, stride {stride}"
+            report(name, {"keras": filter_turn(case, False), "ours": filter_turn(case, True)}, given.rounds)
+        return
+    for backbone in given.backbones.split(","):
+        batch = given.batch or BATCHES[backbone]
+        model = build_classifier(backbone, image_size=96, num_classes=CLASSES, dropout=0.0, seed=0)
+        turns = {"keras": network_turn(model, batch, False), "ours": network_turn(model, batch, True)}
+        report(f"{backbone}, batch {batch}", turns, given.rounds)
+
+
+if __name__ == "__main__":
+    main()

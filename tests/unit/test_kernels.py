@@ -1,0 +1,152 @@
+"""The CPU kernels compute what Keras' layers compute, forwards and backwards, and only where they are asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from bloodcell_dist.models import kernels
+from bloodcell_dist.models.backbones import build_classifier
+from bloodcell_dist.models.depthwise import depthwise_conv2d
+from bloodcell_dist.models.kernels import cpu_kernels, with_kernels, without_kernels
+from bloodcell_dist.serving.export import plain_copy
+
+Found = dict[str, np.ndarray]
+
+
+def gradients(function: Callable[..., tf.Tensor], *arguments: Any) -> list[np.ndarray]:
+    """The function's value, and the gradients of a sum over it."""
+    tensors = [tf.constant(argument) for argument in arguments]
+
+    def both() -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            value = function(*tensors)
+            total = tf.reduce_sum(tf.sin(tf.cast(value, tf.float32)))  # every value gets another gradient
+        return [value, *tape.gradient(total, tensors)]
+
+    return [np.asarray(tf.cast(found, tf.float32)) for found in tf.function(both, autograph=False)()]
+
+
+def agree(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
+RANDOM = np.random.default_rng(0)
+
+
+SHAPES = [  # side of the filter, stride, height, width
+    *[(3, 1, 9, 9), (3, 2, 9, 8), (5, 1, 9, 9), (5, 2, 9, 8), (7, 1, 12, 12), (7, 1, 9, 7)],
+    *[(5, 1, 6, 6), (7, 1, 6, 6), (5, 1, 5, 7), (7, 1, 3, 3), (5, 1, 2, 6), (5, 2, 6, 6)],  # small maps
+]
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "height", "width", "padding"),
+    [(*shape, "SAME") for shape in SHAPES] + [(*shape, "VALID") for shape in SHAPES if min(shape[2:]) >= shape[0]],
+)
+def test_depthwise_convolutions_have_the_gradients_of_tensorflow(
+    size: int, stride: int, height: int, width: int, padding: str
+) -> None:
+    inputs = RANDOM.normal(size=(4, height, width, 6)).astype(np.float32)
+    filters = RANDOM.normal(size=(size, size, 6, 1)).astype(np.float32)
+    strides = [1, stride, stride, 1]
+    expected = gradients(lambda x, w: tf.nn.depthwise_conv2d(x, w, strides, padding), inputs, filters)
+    agree(gradients(lambda x, w: depthwise_conv2d(x, w, stride, padding), inputs, filters), expected, 2e-6)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu", "hard_silu"])
+def test_activations_have_the_gradients_of_keras(name: str) -> None:
+    inputs = np.concatenate([RANDOM.normal(size=200, scale=3), [-3.0, 3.0, 0.0, -40.0, 40.0]]).astype(np.float32)
+    layer = kernels.Activation(name)
+    expected = gradients(layer, inputs)
+    with cpu_kernels():
+        agree(gradients(layer, inputs), expected, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_batchnorm_has_the_gradients_of_keras(dtype: str) -> None:
+    inputs = (5.0 + 3.0 * RANDOM.normal(size=(8, 5, 5, 6))).astype(np.float32)
+    layer = kernels.BatchNormalization(dtype=dtype)
+    layer.build(inputs.shape)
+    layer.set_weights([RANDOM.uniform(0.5, 1.5, 6), RANDOM.normal(size=6), np.zeros(6), np.ones(6)])
+
+    def call(inputs: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
+        with keras.StatelessScope(list(zip([layer.gamma, layer.beta], weights, strict=True))):
+            return layer(inputs, training=True)
+
+    weights = layer.get_weights()[:2]
+    expected = gradients(call, inputs, *weights)
+    with cpu_kernels():
+        agree(gradients(call, inputs, *weights), expected, 5e-6 if dtype == "float32" else 2e-2)
+
+
+@pytest.mark.parametrize("kind", ["inference", "frozen", "outside"])
+def test_batchnorm_is_keras_own_where_no_batch_counts(kind: str) -> None:
+    layer = kernels.BatchNormalization()
+    layer.build((None, 4, 4, 3))
+    layer.trainable = kind != "frozen"
+    inputs = RANDOM.normal(size=(2, 4, 4, 3)).astype(np.float32)
+
+    def operations() -> set[str]:
+        with cpu_kernels(kind != "outside"), keras.StatelessScope():
+            call = tf.function(lambda x: layer(x, training=kind != "inference"), autograph=False)
+            graph = call.get_concrete_function(tf.constant(inputs)).graph
+        return {operation.type for operation in graph.get_operations()}
+
+    assert "FusedBatchNormV3" not in operations()
+
+
+BACKBONES = ["cnn", "mobilenetv3small", "efficientnetb0", "convnextbase"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_whole_networks_have_the_same_gradients(backbone: str, fill: Callable[..., None]) -> None:
+    size = 32 if backbone == "convnextbase" else 64
+    model = build_classifier(backbone, image_size=size, num_classes=8, dropout=0.0, seed=0)
+    if backbone == "convnextbase":
+        fill(model)  # the initial LayerScale hides what the blocks do
+    pictures = RANDOM.uniform(0, 255, (4, size, size, 3)).astype(np.float32)
+    weights = [variable.value for variable in model.trainable_variables]
+
+    def found(active: bool) -> tuple[np.ndarray, np.ndarray, set[str]]:
+        def both() -> tuple[tf.Tensor, list[tf.Tensor]]:
+            with cpu_kernels(active), tf.GradientTape() as tape, keras.StatelessScope():
+                logits = model(pictures, training=True)
+                loss = tf.reduce_sum(logits * tf.range(8.0))
+            return logits, tape.gradient(loss, weights)
+
+        function = tf.function(both, autograph=False)
+        kinds = {operation.type for operation in function.get_concrete_function().graph.get_operations()}
+        logits, tensors = function()
+        return logits.numpy(), np.concatenate([tensor.numpy().ravel() for tensor in tensors]), kinds
+
+    logits, flat, kinds = found(active=True)
+    expected_logits, expected_flat, stock_kinds = found(active=False)
+    assert kinds - stock_kinds  # other operations did the work
+    np.testing.assert_allclose(logits, expected_logits, rtol=0, atol=1e-4 * np.abs(expected_logits).max())
+    assert np.linalg.norm(flat - expected_flat) < 2e-4 * np.linalg.norm(expected_flat)
+
+
+def test_every_layer_of_a_network_goes_by_keras_names_and_leaves_with_the_export() -> None:
+    model = build_classifier("mobilenetv3small", image_size=32, num_classes=8, dropout=0.2, seed=0)
+    ours = [layer for layer in model.layers if type(layer).__module__ == kernels.__name__]
+    assert {type(layer).__name__ for layer in ours} == {"BatchNormalization", "DepthwiseConv2D", "Activation"}
+    assert all(type(layer).__name__ == type(layer).__bases__[0].__name__ for layer in ours)
+    exported = {type(layer).__module__.split(".")[0] for layer in plain_copy(model).layers}
+    assert exported == {"keras"}
+
+
+def test_only_the_layers_named_are_replaced() -> None:
+    assert with_kernels(keras.layers.Activation("gelu")) is kernels.Activation
+    assert with_kernels(keras.layers.Dense(2)) is keras.layers.Dense
+    assert without_kernels(kernels.Activation("gelu")) is keras.layers.Activation
+    assert without_kernels(keras.layers.Dense(2)) is keras.layers.Dense

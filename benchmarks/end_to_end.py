@@ -1,37 +1,96 @@
 """How much faster a whole training step is than in the script that most people would write (`usual_script.py`).
 
     .venv/bin/python benchmarks/end_to_end.py --cells training_set.npz
+    .venv/bin/python benchmarks/end_to_end.py --cells training_set.npz --ranks 2
 
-MobileNetV3Small, 96x96 pixels, batches of 64, float32, policy `seed`, Lion, weights averaged. Ours is the package's own
-training loop, the other KerasCV in tf.data with parallel calls and `model.fit`.
+MobileNetV3Small, 96x96 pixels, 64 pictures per step, float32, policy `seed`, Lion, weights averaged. Ours is the
+package's own training loop, the other KerasCV in tf.data with parallel calls and `model.fit`, in one process with a
+thread for every core. With `--ranks 2` ours is two Horovod ranks of one thread each, which share the 64 pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+if "HOROVOD_LOCAL_RANK" in os.environ:  # before TensorFlow counts the cores for its threads
+    os.sched_setaffinity(0, {int(os.environ["HOROVOD_LOCAL_RANK"])})
+
+from bloodcell_dist import runtime  # noqa: F401  before Keras: it imports TensorFlow quietly
+
+# isort: split
 
 from trainer import Trainer, cells, interleaved, quiet, ratios, set_up, show
 from usual_script import usual_training
 
+from bloodcell_dist.launch import launched, this_process
+from bloodcell_dist.training.replication import Replication, replicate
 
-def measure(
-    backbone: str, path: str | None, *, policy: str, batch: int, steps: int, rounds: int
-) -> dict[str, list[float]]:
-    """images/s of both, round by round."""
-    images, labels = cells(path)
-    trainer = Trainer(
-        images,
-        labels,
-        (f"model.backbone={backbone}", f"train.global_batch_size={batch}", f"augment.policy={policy}"),
+THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+
+
+def our_turn(given: argparse.Namespace, replication: Replication | None = None) -> Callable[[], float]:
+    """images/s of some updates of ours."""
+    settings = (
+        f"model.backbone={given.backbone}",
+        f"train.global_batch_size={given.batch}",
+        f"augment.policy={given.policy}",
     )
-    usual = usual_training(images, labels, backbone=backbone, batch=batch, policy=policy)
-    turns = {
-        "ours": lambda: trainer.train(steps).per_step()["images_per_s"],
-        "usual": lambda: batch * steps / usual(steps),
-    }
-    with quiet():
-        return interleaved(turns, rounds)
+    trainer = Trainer(*cells(given.cells), settings, replication)
+    return lambda: trainer.train(given.steps).per_step()["images_per_s"]
+
+
+def usual_turn(given: argparse.Namespace) -> Callable[[], float]:
+    """images/s of some updates of the usual script, in this process."""
+    usual = usual_training(*cells(given.cells), backbone=given.backbone, batch=given.batch, policy=given.policy)
+    return lambda: given.batch * given.steps / usual(given.steps)
+
+
+def usual_turn_elsewhere() -> Callable[[], float]:
+    """The same, in a process of its own that may use all cores."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HOROVOD_", *THREADS))}
+    command = [sys.executable, *sys.argv, "--answer"]
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # which the child inherits
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    os.sched_setaffinity(0, mine)
+
+    def rate() -> float:
+        assert child.stdin and child.stdout
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        return float(child.stdout.readline())
+
+    return rate
+
+
+def work_as_rank(given: argparse.Namespace) -> None:
+    """Rank 0 has the usual script run while the others wait; then all train together."""
+    with launched(this_process()) as joined:
+        set_up(threads=0)  # one each, by the environment
+        both = replicate(joined, "horovod")
+        usual = usual_turn_elsewhere() if both.is_chief else lambda: 0.0
+        ours = our_turn(given, both)
+
+        def usual_alone() -> float:
+            found = usual()
+            both.barrier()
+            return found
+
+        with quiet():
+            rates = interleaved({"ours": ours, "usual": usual_alone}, given.rounds)
+        if both.is_chief:
+            tell(rates)
+
+
+def tell(rates: dict[str, list[float]]) -> None:
+    """Print images/s and their ratio."""
+    show(rates)
+    print(f"ours / usual: {ratios(rates['ours'], rates['usual'])}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,18 +103,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20, help="updates per turn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1, help="of ours, one thread each")
+    parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    set_up(given.threads, deterministic=False)
-    rates = measure(
-        given.backbone,
-        given.cells,
-        policy=given.policy,
-        batch=given.batch,
-        steps=given.steps,
-        rounds=given.rounds,
-    )
-    show(rates)
-    print(f"ours / usual: {ratios(rates['ours'], rates['usual'])}")
+    if "HOROVOD_RANK" in os.environ:
+        work_as_rank(given)
+    elif given.ranks > 1 and not given.answer:
+        launcher = str(Path(sys.executable).with_name("horovodrun"))
+        environment = os.environ | dict.fromkeys(THREADS, "1") | {"TF_CPP_MIN_LOG_LEVEL": "2"}
+        subprocess.run([launcher, "-np", str(given.ranks), sys.executable, *sys.argv], env=environment, check=True)
+    else:
+        set_up(given.threads, deterministic=False)  # which KerasCV's layers refuse
+        if given.answer:
+            answer(usual_turn(given))
+            return
+        turns = {"ours": our_turn(given), "usual": usual_turn(given)}
+        with quiet():
+            tell(interleaved(turns, given.rounds))
+
+
+def answer(turn: Callable[[], float]) -> None:
+    """A rate for every line that comes in."""
+    for _ in sys.stdin:
+        print(turn(), flush=True)
 
 
 if __name__ == "__main__":

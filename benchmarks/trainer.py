@@ -30,7 +30,7 @@ from bloodcell_dist.start import settle
 from bloodcell_dist.training.loop import Actions, Length, run_loop
 from bloodcell_dist.training.preemption import StopRequest
 from bloodcell_dist.training.record import Times
-from bloodcell_dist.training.replication import SingleDevice
+from bloodcell_dist.training.replication import Replication, SingleDevice
 
 CLASSES = len(BLOOD_CELLS)
 
@@ -42,17 +42,20 @@ class Trainer:
         images: uint8 [N, H, W, 3], square.
         labels: int [N].
         overrides: settings as texts, such as `model.backbone=cnn`.
-        saves: whether to write checkpoints, to a folder that is removed at the end of the process.
+        replication: of all ranks; one device if there is none.
     """
 
-    def __init__(self, images: Images, labels: np.ndarray, overrides: Sequence[str]) -> None:
+    def __init__(
+        self, images: Images, labels: np.ndarray, overrides: Sequence[str], replication: Replication | None = None
+    ) -> None:
         given = ("data.source=synthetic", f"data.image_size={images.shape[1]}", *overrides)
-        settings, _ = settle(load_settings(None, given), Machine(num_gpus=0))
+        replication = replication or SingleDevice()
+        settings, _ = settle(load_settings(None, given), Machine(num_gpus=0, process=replication.process))
         cells = ArrayDataset(images, labels.astype(np.int64), BLOOD_CELLS)
         self._folder = tempfile.TemporaryDirectory(prefix="benchmark-")
         run = RunDir(Path(self._folder.name, "run"))
         run.create()
-        self.session = Session(settings, run, Prepared(cells, cells, None, cells, None), SingleDevice())
+        self.session = Session(settings, run, Prepared(cells, cells, None, cells, None), replication)
         self.session.resume(None)
         self.step = 0
 

@@ -65,7 +65,7 @@ def build(backbone: str, replication: Replication, batch: int) -> Step:
         num_classes=CLASSES,
         global_batch_size=batch * replication.num_replicas,
         seed=0,
-        compile=Compile(model=False, parts=True),
+        compile=Compile(model=False, parts=True, kernels=True),
     )
     variables = model.trainable_variables
     update = Update(

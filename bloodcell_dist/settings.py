@@ -112,8 +112,9 @@ class Data(Section):
 class Augment(Section):
     """Random changes of the training pictures, drawn on the training device."""
 
-    policy: Literal["none", "light", "seed"] = "light"
-    """light: any orientation, mild stain changes; seed: what the original did, strong."""
+    policy: Literal["none", "light", "seed", "robust"] = "light"
+    """light: any orientation, mild stain changes; seed: what the original did, strong; robust: as light, with what
+    another laboratory's stain, microscope, camera and files change."""
     engine: Literal["fused", "kerascv"] = "fused"
     """fused: ours, compiled and repeatable; kerascv: the stock layers, for reference."""
     magnitude: Annotated[Float, Field(ge=0, le=1)] | None = None

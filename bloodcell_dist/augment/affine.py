@@ -6,8 +6,9 @@ import keras
 import tensorflow as tf
 
 from bloodcell_dist.augment import geometry
-from bloodcell_dist.augment.base import Range, StatelessAugmentation, as_range, in_range, picture_size
+from bloodcell_dist.augment.base import Range, StatelessAugmentation, as_range, in_range
 from bloodcell_dist.augment.geometry import Affine
+from bloodcell_dist.augment.layout import picture_size
 
 
 class GeometricAugmentation(StatelessAugmentation):

@@ -7,6 +7,8 @@ from typing import Any
 import tensorflow as tf
 from keras_cv.layers import VectorizedBaseImageAugmentationLayer
 
+from bloodcell_dist.augment.layout import from_rows, rows, settled
+
 Range = float | Sequence[float]
 
 
@@ -21,7 +23,8 @@ class StatelessAugmentation(VectorizedBaseImageAugmentationLayer):
     Attributes:
         parameter_draws: uniform numbers that `apply` reads per example.
         batch_draws: how many of the leading parameter draws the whole batch shares (all rows are equal).
-        group_size: the batch must be a multiple of it; examples in a group of neighbours may be mixed with each other.
+        group_size: the batch must be a multiple of it; neighbours in such a group may be mixed, or depend on each
+            other's draws.
         mixes_labels: whether labels change.
     """
 
@@ -67,11 +70,12 @@ class StatelessAugmentation(VectorizedBaseImageAugmentationLayer):
         Returns:
             Images and labels of the same shapes and ranges.
         """
-        new_images, new_labels = self.apply(images, labels, draws[:, 1:])
         if self.probability == 1.0:
-            return new_images, new_labels
+            return self.apply(images, labels, draws[:, 1:])
+        images = settled(images)
+        new_images, new_labels = self.apply(images, labels, draws[:, 1:])
         chosen = self.chosen(draws)
-        images = tf.where(chosen[:, None, None, None], new_images, images)
+        images = from_rows(tf.where(chosen[:, None, None], rows(settled(new_images)), rows(images)))
         if self.mixes_labels:
             labels = tf.where(chosen[:, None], new_labels, labels)
         return images, labels
@@ -112,14 +116,6 @@ def in_range(uniforms: tf.Tensor, bounds: tuple[float, float]) -> tf.Tensor:
     """Map uniform numbers of [0, 1) to [low, high); exactly low where the bounds are equal."""
     low, high = bounds
     return low + (high - low) * uniforms
-
-
-def picture_size(images: tf.Tensor) -> tuple[int, int]:
-    """(H, W) of images [B, H, W, 3] as Python ints; ValueError where they are not known when traced."""
-    height, width = images.shape[1:3]
-    if height is None or width is None:
-        raise ValueError(f"height and width of the images must be known when traced, got shape {images.shape}")
-    return height, width
 
 
 def per_pixel(values: tf.Tensor) -> tf.Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from bloodcell_dist.augment.base import Range, StatelessAugmentation, as_range, in_range, per_pixel, picture_size
+from bloodcell_dist.augment.base import Range, StatelessAugmentation, as_range, in_range, per_pixel
+from bloodcell_dist.augment.layout import along_rows, from_rows, picture_size, rows, settled
 
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # tf.image.rgb_to_grayscale's
 
@@ -41,10 +42,19 @@ def channel_statistics(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tens
     return low[:, None, None], mean[:, None, None], high[:, None, None]
 
 
+def scale_channels(images: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+    """clip(scale * value + offset) by channel; float32 [B, 1, 1, 3] each, `scale` >= 0."""
+    _, width = picture_size(images)
+    scale, offset = settled(along_rows(scale, width), along_rows(offset, width))
+    return from_rows(clip(scale * rows(images) + offset))
+
+
 def adjust_contrast(images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
     """Stretch each channel of each picture about its mean by `factors`, float32 [B]."""
+    images = settled(images)
     _, means, _ = channel_statistics(images)
-    return clip((images - means) * per_pixel(factors) + means)
+    factors = per_pixel(factors)
+    return scale_channels(images, factors + tf.zeros_like(means), means - factors * means)
 
 
 def adjust_saturation(images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
@@ -52,6 +62,7 @@ def adjust_saturation(images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
 
     At fixed hue and value all distances from the brightest channel scale alike, so no conversion is needed.
     """
+    images = settled(images)
     red, green, blue = tf.split(images, 3, axis=-1)
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
@@ -61,7 +72,7 @@ def adjust_saturation(images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
 
 def rotate_hue(images: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
     """Turn the hue of HSV by fractions of a full circle, float32 [B], in [-1, 1]."""
-    red, green, blue = tf.split(images, 3, axis=-1)
+    red, green, blue = tf.split(settled(images), 3, axis=-1)
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
     per_chroma = 1.0 / tf.maximum(chroma, 1e-6)
@@ -70,7 +81,7 @@ def rotate_hue(images: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
         (green - blue) * per_chroma,
         tf.where(value == green, 2.0 + (blue - red) * per_chroma, 4.0 + (red - green) * per_chroma),
     )
-    sextant = sextant + 6.0 * per_pixel(turns)
+    value, chroma, sextant = settled(value, chroma, sextant + 6.0 * per_pixel(turns))  # per pixel, not per channel
     # A channel lies below the brightest one by chroma * (0 .. 1), a trapezium of its distance from the hue.
     place = tf.constant([5.0, 3.0, 1.0]) + sextant
     place = place - 6.0 * tf.floor(place / 6.0)
@@ -96,12 +107,21 @@ class _OneFactor(StatelessAugmentation):
         return {**super().get_config(), "factor": self.factor}
 
 
+class _OneShare(_OneFactor):
+    """With a factor within [0, 1]."""
+
+    def __init__(self, factor: tuple[float, float], **kwargs: Any) -> None:
+        super().__init__(factor, **kwargs)
+        if self.factor[0] < 0.0 or self.factor[1] > 1.0:
+            raise ValueError(f"factor must be a pair within [0, 1], got {factor!r}")
+
+
 @keras.saving.register_keras_serializable(package="bloodcell_dist")
 class RandomBrightness(_OneFactor):
     """Add factor * 255; factor: -1 is black, 1 is white, one number v means (-v, v)."""
 
     def adjust(self, images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
-        return clip(images + 255.0 * per_pixel(factors))
+        return from_rows(clip(rows(images) + 255.0 * factors[:, None, None]))
 
 
 @keras.saving.register_keras_serializable(package="bloodcell_dist")
@@ -116,13 +136,8 @@ class RandomContrast(_OneFactor):
 
 
 @keras.saving.register_keras_serializable(package="bloodcell_dist")
-class RandomSaturation(_OneFactor):
+class RandomSaturation(_OneShare):
     """Multiply the saturation by factor / (1 - factor): 0 is grey, 0.5 leaves it, 1 is full; factor: a pair."""
-
-    def __init__(self, factor: tuple[float, float], **kwargs: Any) -> None:
-        super().__init__(factor, **kwargs)
-        if self.factor[0] < 0.0 or self.factor[1] > 1.0:
-            raise ValueError(f"factor must be a pair within [0, 1], got {factor!r}")
 
     def adjust(self, images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
         return adjust_saturation(images, factors / (1.0 - factors))
@@ -139,3 +154,11 @@ class RandomHue(_OneFactor):
 
     def adjust(self, images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
         return rotate_hue(images, 0.5 * factors)
+
+
+@keras.saving.register_keras_serializable(package="bloodcell_dist")
+class RandomColorDegeneration(_OneShare):
+    """Blend with the grey picture: 0 leaves it, 1 is grey; factor: a pair."""
+
+    def adjust(self, images: tf.Tensor, factors: tf.Tensor) -> tf.Tensor:
+        return images + per_pixel(factors) * (grey(images) - images)

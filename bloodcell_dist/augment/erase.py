@@ -6,8 +6,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from bloodcell_dist.augment.base import Range, StatelessAugmentation, as_range, in_range, picture_size
+from bloodcell_dist.augment.base import Range, StatelessAugmentation, as_range, in_range
 from bloodcell_dist.augment.geometry import turns_to_radians
+from bloodcell_dist.augment.layout import picture_size, settled
 
 
 def rectangle_sides(centres: tf.Tensor, lengths: tf.Tensor, size: int) -> tf.Tensor:
@@ -29,8 +30,8 @@ class _Erase(StatelessAugmentation):
         raise NotImplementedError
 
     def apply(self, images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        mask = self.mask(draws, *picture_size(images))
-        return tf.where(mask[..., None], self.fill_value, images), labels
+        mask = settled(tf.cast(self.mask(draws, *picture_size(images)), tf.uint8))  # once per pixel, not per channel
+        return tf.where(mask[..., None] > 0, self.fill_value, images), labels
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "fill_value": self.fill_value}

@@ -31,7 +31,7 @@ class FusedPolicy:
 
     @property
     def group_size(self) -> int:
-        """Positions must come in aligned runs of this length; 1 if no layer mixes examples."""
+        """Positions must come in aligned runs of this length; 1 if no layer looks at neighbours."""
         return max((layer.group_size for layer in self.layers), default=1)
 
     @tf.autograph.experimental.do_not_convert  # nothing here to convert, and converting takes seconds
@@ -60,7 +60,7 @@ class FusedPolicy:
         draws = self._draws(seed, step, positions)
         for layer, part in zip(self.layers, draws, strict=True):
             images, labels = layer.transform(images, labels, part)
-        return tf.clip_by_value(images, 0.0, 255.0), labels  # interpolation may round just past the ends
+        return images, labels
 
     def _draws(self, seed: int, step: tf.Tensor, positions: tf.Tensor) -> list[tf.Tensor]:
         """Draws of each layer, float32 [B, num_draws], those that the whole batch shares repeated in every row."""

@@ -7,8 +7,9 @@ import keras
 import tensorflow as tf
 
 from bloodcell_dist import randomness
-from bloodcell_dist.augment.base import StatelessAugmentation, per_pixel, picture_size
+from bloodcell_dist.augment.base import StatelessAugmentation, per_pixel
 from bloodcell_dist.augment.erase import rectangle_sides
+from bloodcell_dist.augment.layout import picture_size
 
 GROUP_SIZE = 4
 
@@ -67,7 +68,7 @@ class GroupMix(StatelessAugmentation):
         pixels, share = self.own_pixels(draws[:, 1:], *picture_size(images))
         share = share[:, None]
         mixed = pixels * images + (1.0 - pixels) * tf.gather(images, partner)
-        return mixed, share * labels + (1.0 - share) * tf.gather(labels, partner)
+        return tf.minimum(mixed, 255.0), share * labels + (1.0 - share) * tf.gather(labels, partner)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "alpha": self.alpha}

@@ -1,19 +1,23 @@
-"""The named augmentation policies: `none`, `light` and `seed`."""
+"""The named augmentation policies: `none`, `light`, `seed` and `robust`."""
 
 from bloodcell_dist.augment import stock
 from bloodcell_dist.augment.affine import RandomAffine
 from bloodcell_dist.augment.base import StatelessAugmentation
+from bloodcell_dist.augment.camera import RandomIllumination, RandomNoise
 from bloodcell_dist.augment.colour import RandomBrightness, RandomContrast, RandomHue, RandomSaturation
 from bloodcell_dist.augment.erase import GridMask
+from bloodcell_dist.augment.focus import RandomGaussianBlur, RandomSharpness
 from bloodcell_dist.augment.fourier import FourierMix
 from bloodcell_dist.augment.fused import FusedPolicy
+from bloodcell_dist.augment.jpeg import RandomJpegQuality
 from bloodcell_dist.augment.mixing import BatchChoice, CutMix, MixUp
 from bloodcell_dist.augment.rand_augment import RandAugment
 from bloodcell_dist.augment.shared_warp import SharedWarp
+from bloodcell_dist.augment.stain import RandomStain
 from bloodcell_dist.augment.stock import StockPolicy
 from bloodcell_dist.errors import UserError
 
-POLICY_NAMES = ("none", "light", "seed")
+POLICY_NAMES = ("none", "light", "seed", "robust")
 ENGINES = ("fused", "kerascv")
 DEFAULT_MAGNITUDE = 0.5
 
@@ -50,8 +54,13 @@ def build_policy(
         raise UserError(f"augment.magnitude={magnitude}: expected a number from 0 to 1 (default 0.5)")
     if engine == "kerascv":
         return StockPolicy(name, stock.layers(name, magnitude))
-    layers = {"none": (), "light": light_layers(magnitude), "seed": seed_layers(magnitude, image_size)}[name]
-    return FusedPolicy(name, layers, image_size, num_classes)
+    layers = {
+        "none": lambda: (),
+        "light": lambda: light_layers(magnitude),
+        "seed": lambda: seed_layers(magnitude, image_size),
+        "robust": lambda: robust_layers(magnitude),
+    }
+    return FusedPolicy(name, layers[name](), image_size, num_classes)
 
 
 def light_layers(magnitude: float) -> tuple[StatelessAugmentation, ...]:
@@ -99,4 +108,43 @@ def seed_layers(magnitude: float, image_size: int) -> tuple[StatelessAugmentatio
         BatchChoice([CutMix(), MixUp(), fourier_mix]),
         SharedWarp([rand_augment, *colours, moves]),
         GridMask(ratio_factor=(0.0, min(magnitude, 0.7))),  # holes of a full period would leave nothing
+    )
+
+
+def robust_layers(magnitude: float) -> tuple[StatelessAugmentation, ...]:
+    """What another laboratory would change in the same cell, in the order in which it comes about, each for a share of
+    the pictures. Labels stay; so do shape and size of a cell, as far as `light` keeps them.
+
+    1. stain: batches, dyes and hours since the smear was made; the main difference between laboratories;
+    2. brightness and contrast: exposure and gamma of the camera;
+    3. any orientation, slight zoom and shear: as `light`, magnification and crop differ a little;
+    4. illumination: a lamp off centre, and a condenser that leaves the corners dark;
+    5. blur: a cell out of focus, a lesser objective, or pictures scaled down; the detail of chromatin goes first;
+    6. sharpness: the sharpening of cameras and scanners, and its absence;
+    7. noise: sensors and exposure times;
+    8. JPEG: what most archives and scanners store; its blocks and lost chroma must not pass for texture.
+    """
+    strength = magnitude / DEFAULT_MAGNITUDE
+    before = (
+        RandomStain(gain=0.2 * strength, offset=0.08 * strength, probability=0.8),
+        RandomBrightness(0.1 * strength, probability=0.5),
+        RandomContrast(0.15 * strength, probability=0.5),
+    )
+    moves = RandomAffine(
+        flip_horizontal=0.5,
+        flip_vertical=0.5,
+        rotation=0.5,
+        shear_x=0.05 * strength,
+        shear_y=0.05 * strength,
+        zoom=0.1 * strength,
+        translate_x=0.05 * strength,
+        translate_y=0.05 * strength,
+    )
+    return (
+        SharedWarp([*before, moves]),
+        RandomIllumination(slope=(0.0, 0.15 * strength), vignette=(0.0, 0.08 * strength), probability=0.5),
+        RandomGaussianBlur(7, (0.3 * strength, 1.0 * strength), probability=0.3),
+        RandomSharpness(0.8 * strength, probability=0.3),
+        RandomNoise(read=(0.0, 4.0 * strength), shot=(0.0, 4.0 * strength), probability=0.3),
+        RandomJpegQuality((100.0 - 60.0 * magnitude, 100.0 - 10.0 * magnitude), probability=0.3),
     )

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from bloodcell_dist.augment import geometry
 from bloodcell_dist.augment.affine import GeometricAugmentation
-from bloodcell_dist.augment.base import StatelessAugmentation, picture_size
+from bloodcell_dist.augment.base import StatelessAugmentation
+from bloodcell_dist.augment.layout import picture_size
 
 
 @keras.saving.register_keras_serializable(package="bloodcell_dist")
@@ -36,6 +37,8 @@ class SharedWarp(StatelessAugmentation):
         self.fill_mode = fill_mode
         self.fill_value = float(fill_value)
         self.parameter_draws = sum(layer.num_draws for layer in self.layers)
+        self.group_size = max((layer.group_size for layer in self.layers), default=1)
+        self.mixes_labels = any(layer.mixes_labels for layer in self.layers)
 
     def apply(self, images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         size = picture_size(images)

@@ -1,5 +1,6 @@
 """The same policies made of stock KerasCV layers, for reference (`engine: kerascv`)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,6 @@ class StockPolicy:
     Not compilable (most of these layers use operations that XLA lacks), and not repeatable: the layers draw from
     TensorFlow's global generators, which no checkpoint restores, so seed, step and positions have no effect and a
     resumed run is not bit-identical. With deterministic operations switched on KerasCV refuses to build the layers.
-
-    Its RandAugment includes equalise, which ours leaves out; see `rand_augment.RandAugment`.
 
     Attributes:
         deterministic: False.
@@ -46,6 +45,7 @@ def layers(name: str, magnitude: float) -> tuple[Any, ...]:
         "none": lambda: (),
         "light": lambda: _light(strength),
         "seed": lambda: _seed(magnitude, strength),
+        "robust": lambda: _robust(magnitude, strength),
     }
     return recipes[name]()
 
@@ -79,3 +79,36 @@ def _seed(magnitude: float, strength: float) -> tuple[Any, ...]:
         layers.RandomHue(0.2 * strength, (0, 255)),
         layers.GridMask((0.0, min(magnitude, 0.7))),
     )
+
+
+def _robust(magnitude: float, strength: float) -> tuple[Any, ...]:
+    """As far as KerasCV goes: saturation and hue in place of stain, neither uneven illumination nor noise."""
+    layers = keras_cv.layers
+
+    def often(layer: Any, share: float) -> Any:
+        return layers.RandomAugmentationPipeline([layer], augmentations_per_image=1, rate=share)
+
+    return (
+        often(layers.RandomSaturation((0.5 - 0.05 * strength, 0.5 + 0.05 * strength)), 0.8),
+        often(layers.RandomHue(0.05 * strength, (0, 255)), 0.8),
+        often(layers.RandomBrightness(0.1 * strength), 0.5),
+        often(layers.RandomContrast((0, 255), 0.15 * strength), 0.5),
+        layers.RandomFlip("horizontal_and_vertical"),
+        layers.RandomRotation(0.5),
+        layers.RandomShear(0.05 * strength, 0.05 * strength),
+        layers.RandomZoom(0.1 * strength),
+        layers.RandomTranslation(0.05 * strength, 0.05 * strength),
+        often(layers.RandomGaussianBlur(7, (0.3 * strength, 1.0 * strength)), 0.3),
+        often(layers.RandomSharpness(min(0.8 * strength, 1.0), (0, 255)), 0.3),
+        of_unit_range(often(layers.RandomJpegQuality((round(100 - 60 * magnitude), round(100 - 10 * magnitude))), 0.3)),
+    )
+
+
+def of_unit_range(layer: Any) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """A layer that takes pictures in [0, 1] for those in [0, 255]: RandomJpegQuality would turn them white."""
+
+    def call(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        changed = layer({**batch, "images": batch["images"] / 255.0})
+        return {**changed, "images": 255.0 * changed["images"]}
+
+    return call

@@ -6,6 +6,7 @@ the same update up to rounding, and a resumed run continues bit for bit.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +24,10 @@ from bloodcell_dist.training.update import Update
 
 class Policy(Protocol):
     """An augmentation policy, see `augment.policies`."""
+
+    @property
+    def group_size(self) -> int:
+        """Positions must come in aligned runs of this length."""
 
     def __call__(
         self, images: tf.Tensor, labels: tf.Tensor, seed: int, step: tf.Tensor, positions: tf.Tensor
@@ -78,7 +83,7 @@ def gradient_function(
     losses float32 [b] and probabilities float32 [b, C].
     """
     weights = [variable.value for variable in model.trainable_variables]
-    augment = tf.function(policy, jit_compile=True, autograph=False) if compile.parts else policy
+    augment = _in_parts(policy) if compile.parts else policy
 
     def gradients(
         images: tf.Tensor,
@@ -92,7 +97,7 @@ def gradient_function(
             images, labels = tf.gather(images, indices), tf.gather(labels, indices)
         positions = first + tf.range(labels.shape[0])
         targets = tf.one_hot(labels, num_classes)
-        pictures, targets = augment(tf.cast(images, tf.float32), targets, seed, step, positions)
+        pictures, targets = augment(images, targets, seed, step, positions)
         with (
             randomness(seed, step, positions),
             cpu_kernels(compile.kernels),
@@ -106,6 +111,26 @@ def gradient_function(
         return tape.gradient(scaled, weights), losses, tf.nn.softmax(logits)
 
     return tf.function(gradients, jit_compile=compile.model or None, autograph=False)
+
+
+def _in_parts(policy: Policy) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """The policy compiled, and applied to as many parts of a batch at once as there are threads.
+
+    A program that XLA made for a CPU runs on one thread. The parts are what several replicas would make of the batch.
+    """
+    compiled = tf.function(policy, jit_compile=True, autograph=False)
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
+
+    def augment(
+        images: tf.Tensor, labels: tf.Tensor, seed: int, step: tf.Tensor, positions: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        groups = images.shape[0] // policy.group_size
+        parts = next(count for count in range(threads, 0, -1) if groups % count == 0)
+        cut = zip(*(tf.split(values, parts) for values in (images, labels, positions)), strict=True)
+        pictures, targets = zip(*(compiled(some, soft, seed, step, places) for some, soft, places in cut), strict=True)
+        return tf.concat(pictures, 0), tf.concat(targets, 0)
+
+    return augment
 
 
 class Step:

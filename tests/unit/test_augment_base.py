@@ -8,12 +8,24 @@ import tensorflow as tf
 
 from bloodcell_dist.augment.affine import RandomAffine
 from bloodcell_dist.augment.base import StatelessAugmentation
-from bloodcell_dist.augment.colour import RandomBrightness, RandomContrast, RandomHue, RandomSaturation
+from bloodcell_dist.augment.camera import RandomIllumination, RandomNoise
+from bloodcell_dist.augment.colour import (
+    RandomBrightness,
+    RandomColorDegeneration,
+    RandomContrast,
+    RandomHue,
+    RandomSaturation,
+)
 from bloodcell_dist.augment.erase import GridMask, RandomCutout
+from bloodcell_dist.augment.focus import RandomGaussianBlur, RandomSharpness
 from bloodcell_dist.augment.fourier import FourierMix
+from bloodcell_dist.augment.jpeg import RandomJpegQuality
+from bloodcell_dist.augment.layout import settled
 from bloodcell_dist.augment.mixing import BatchChoice, CutMix, MixUp
 from bloodcell_dist.augment.rand_augment import RandAugment
 from bloodcell_dist.augment.shared_warp import SharedWarp
+from bloodcell_dist.augment.stain import RandomStain
+from bloodcell_dist.augment.tones import AutoContrast, Equalization, Posterization, Solarization
 
 BATCH, HEIGHT, WIDTH, CLASSES = 8, 20, 24, 3
 
@@ -31,6 +43,17 @@ LAYERS = [
     CutMix(seed=10),
     FourierMix(cutoff=5, seed=11),
     BatchChoice([CutMix(), MixUp(), FourierMix(cutoff=5)], seed=12),
+    RandomColorDegeneration((0.1, 0.9), seed=13),
+    AutoContrast(probability=0.5, seed=14),
+    Equalization(seed=15),
+    Posterization(3, seed=16),
+    Solarization((0.0, 110.0), (60.0, 255.0), seed=17),
+    RandomGaussianBlur(5, (0.3, 1.5), seed=18),
+    RandomSharpness(0.7, probability=0.5, seed=19),
+    RandomStain(0.2, 0.1, seed=20),
+    RandomIllumination((0.1, 0.3), (0.0, 0.2), seed=21),
+    RandomNoise((1.0, 5.0), (0.0, 5.0), seed=22),
+    RandomJpegQuality((30.0, 90.0), seed=23),
 ]
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
 
@@ -44,7 +67,7 @@ def batch():
 
 def check(images, labels):
     assert images.shape == (BATCH, HEIGHT, WIDTH, 3) and labels.shape == (BATCH, CLASSES)
-    assert np.min(images) >= -1e-3 and np.max(images) <= 255 + 1e-3
+    assert np.min(images) >= 0.0 and np.max(images) <= 255.0
     np.testing.assert_allclose(np.sum(labels, axis=1), 1.0, atol=1e-6)
 
 
@@ -104,6 +127,21 @@ def test_pictures_stay_float32_under_mixed_precision(batch):
         assert RandomBrightness(0.5)(tf.constant(batch["images"])).dtype == tf.float32
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def test_settled_tensors_are_the_same_compiled_and_not():
+    tensors = [tf.constant([0.0, 3.0, 255.0]), tf.constant([-5, 2]), tf.constant([7], tf.uint8)]
+    for call in (settled, tf.function(settled), tf.function(settled, jit_compile=True)):
+        for got, expected in zip(call(*tensors), tensors, strict=True):
+            assert got.dtype == expected.dtype
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_settled_keeps_nan_and_adds_nothing_where_there_is_a_gpu(monkeypatch):
+    assert np.isnan(tf.function(settled, jit_compile=True)(tf.constant([np.nan, 1.0]))[0])
+    tensor = tf.constant([1.0])
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [kind])
+    assert settled(tensor) is tensor and settled(tensor, tensor)[1] is tensor
 
 
 def test_unknown_picture_size_is_refused():

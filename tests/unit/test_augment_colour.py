@@ -65,6 +65,14 @@ def test_hue(images, factor):
     np.testing.assert_allclose(ours, expected, atol=5 * TOLERANCE)  # KerasCV computes hues of [0, 1] pictures
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.4, 1.0])
+def test_colour_degeneration(images, factor):
+    stock = keras_cv.layers.RandomColorDegeneration(1.0)
+    expected = stock.augment_images(images, tf.fill([BATCH, 1, 1, 1], factor))
+    ours = augmented(colour.RandomColorDegeneration((factor, factor)), images)
+    np.testing.assert_allclose(ours, expected, atol=TOLERANCE)
+
+
 def test_each_example_has_its_own_factor(images):
     draws = tf.constant([[0.0, 0.0], [0.0, 0.25], [0.0, 0.5], [0.0, 0.75]])
     ours, _ = colour.RandomBrightness((0.0, 0.4)).transform(images, tf.zeros([BATCH, 1]), draws)
@@ -76,6 +84,7 @@ def test_each_example_has_its_own_factor(images):
     ("build", "message"),
     [
         (lambda: colour.RandomSaturation((0.5, 1.1)), r"factor must be a pair within \[0, 1\]"),
+        (lambda: colour.RandomColorDegeneration((-0.1, 0.5)), r"factor must be a pair within \[0, 1\]"),
         (lambda: colour.RandomHue(1.2), r"factor must lie in \[-1, 1\], got 1.2"),
         (lambda: colour.RandomContrast((0.3, 0.1)), r"factor must be a number >= 0 or an ascending pair"),
     ],

@@ -25,6 +25,12 @@ def images():
     return tf.constant(values, tf.float32)
 
 
+@pytest.fixture
+def whole(images):
+    """Colours as in a file, which a move by whole pixels keeps to the bit."""
+    return tf.floor(images)
+
+
 def augmented(layer, images, seed=0):
     draws = np.random.default_rng(seed).uniform(size=(BATCH, layer.num_draws)).astype(np.float32)
     labels = tf.one_hot(range(BATCH), 3)
@@ -38,10 +44,17 @@ def each(value):
 
 
 @pytest.mark.parametrize("mode", ["horizontal", "vertical"])
-def test_flips_like_kerascv_to_the_bit(images, mode):
+def test_flips_like_kerascv_to_the_bit(whole, mode):
     certain: dict[str, Any] = {f"flip_{mode}": 1.0}
-    ours = augmented(RandomAffine(**certain), images)
-    np.testing.assert_array_equal(ours, keras_cv.layers.RandomFlip(mode, rate=1.0)(images))
+    ours = augmented(RandomAffine(**certain), whole)
+    np.testing.assert_array_equal(ours, keras_cv.layers.RandomFlip(mode, rate=1.0)(whole))
+
+
+def test_colours_between_whole_numbers_are_read_to_the_nearest_8192th(images):
+    flipped = augmented(RandomAffine(flip_horizontal=1.0), images)
+    np.testing.assert_allclose(flipped, images[:, :, ::-1], atol=1 / 16384 + 1e-5)
+    extremes = tf.reshape(tf.tile(tf.constant([0.0, 255.0]), [HEIGHT * WIDTH * 3 * BATCH // 2]), images.shape)
+    np.testing.assert_array_equal(augmented(RandomAffine(flip_vertical=1.0), extremes), extremes[:, ::-1])
 
 
 @pytest.mark.parametrize("fill_mode", FILL_MODES)
@@ -134,7 +147,7 @@ def test_layer_composes_in_its_documented_order():
 
 
 def test_quarter_turns_are_exact():
-    square = tf.constant(np.random.default_rng(2).uniform(0, 255, (4, 9, 9, 3)), tf.float32)
+    square = tf.constant(np.random.default_rng(2).integers(0, 256, (4, 9, 9, 3)), tf.float32)
     turned = geometry.warp(square, geometry.right_angle_rotation(tf.range(4.0)))
     for turns in range(4):
         np.testing.assert_array_equal(turned[turns], np.rot90(square[turns], turns))
@@ -149,23 +162,23 @@ def test_right_angles_draws_all_four():
     np.testing.assert_allclose(affine.yx, [0, 1, 0, -1], atol=1e-6)
 
 
-def test_pictures_that_do_not_move_keep_their_bits(images):
+def test_pictures_that_do_not_move_keep_their_bits(images, whole):
     np.testing.assert_array_equal(geometry.warp(images, geometry.identity(each(0.0))), images)
     some = geometry.select(
         tf.constant([True, False, True, False]), geometry.scale(each(-1.0), each(1.0)), geometry.identity(each(0.0))
     )
-    warped = geometry.warp(images, some).numpy()
-    np.testing.assert_array_equal(warped[1::2], images[1::2])
-    np.testing.assert_array_equal(warped[::2], images[::2, :, ::-1])
+    np.testing.assert_array_equal(geometry.warp(images, some)[1::2], images[1::2])
+    np.testing.assert_array_equal(geometry.warp(whole, some)[::2], whole[::2, :, ::-1])
 
 
-def test_probability_leaves_the_others_alone(images):
+def test_probability_leaves_the_others_alone(images, whole):
     layer = RandomAffine(flip_horizontal=1.0, probability=0.5)
     draws = np.full((BATCH, layer.num_draws), 0.5, np.float32)
     draws[:, 0] = [0.1, 0.9, 0.4, 0.6]
-    new_images, _ = layer.transform(images, tf.zeros([BATCH, 1]), tf.constant(draws))
-    np.testing.assert_array_equal(new_images[0::2], images[0::2, :, ::-1])
-    np.testing.assert_array_equal(new_images[1::2], images[1::2])
+    for pictures in (images, whole):
+        new_images, _ = layer.transform(pictures, tf.zeros([BATCH, 1]), tf.constant(draws))
+        np.testing.assert_array_equal(new_images[1::2], pictures[1::2])
+    np.testing.assert_array_equal(new_images[0::2], whole[0::2, :, ::-1])
 
 
 def test_shared_warp_is_colours_then_one_map(images):

@@ -43,3 +43,23 @@ def test_convnext_step(script: ModuleType, monkeypatch: pytest.MonkeyPatch, caps
     assert [line.split()[0] for line in lines[2:4]] == ["stock", "ours"]
     found = re.fullmatch(r"ours is \d+\.\d times faster; largest relative difference of the gradients (\S+)", lines[4])
     assert found and float(found[1]) < 1e-4
+
+
+@pytest.mark.parametrize("script", ["augmentation"], indirect=True)
+def test_augmentation(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--size", "17", "--batch", "4", "--rounds", "1", "--steps", "1"]
+    script.main([*small, "--only", "posterisation", "stain", "policy light"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "augmentation, 4 pictures of 17x17 pixels, pictures per second, CPU"
+    assert re.fullmatch(r"\| posterisation \| [\d,]+ \| [\d,]+ \| \d+\.\d \|", lines[3])
+    assert re.fullmatch(r"\| stain \| [\d,]+ \| - \| - \|", lines[4])
+    assert re.fullmatch(r"\| policy light \| [\d,]+ \| [\d,]+ \| \d+\.\d \|", lines[5])
+    assert re.fullmatch(r"least gain: .*, \d+\.\d times faster than stock", lines[6])
+
+
+@pytest.mark.parametrize("script", ["augmentation"], indirect=True)
+def test_augmentation_knows_what_it_compares(script: ModuleType) -> None:
+    for name in script.NAMES:
+        ours, stock = script.pair(name, 24)
+        assert ours.deterministic and (stock is None or not stock.deterministic)
+        assert (stock is None) == (name in {"stain", "illumination", "noise"})

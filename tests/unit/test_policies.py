@@ -3,8 +3,10 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework import config as tf_config
 
+from bloodcell_dist.augment.fused import FusedPolicy
 from bloodcell_dist.augment.mixing import BatchChoice
 from bloodcell_dist.augment.policies import POLICY_NAMES, build_policy
+from bloodcell_dist.augment.shared_warp import SharedWarp
 from bloodcell_dist.errors import UserError
 
 BATCH, SIZE, CLASSES = 16, 32, 5
@@ -52,14 +54,15 @@ def test_none_only_casts(policies, batch):
     np.testing.assert_array_equal(labels, batch[1])
 
 
-def test_light_keeps_labels(policies, batch):
-    images, labels = run(policies["light"], batch)
+@pytest.mark.parametrize("name", ["light", "robust"])
+def test_only_seed_changes_labels(policies, batch, name):
+    images, labels = run(policies[name], batch)
     np.testing.assert_array_equal(labels, batch[1])
     assert np.abs(images - batch[0]).mean() > 3.0
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
-@pytest.mark.parametrize("name", ["light", "seed"])
+@pytest.mark.parametrize("name", ["light", "seed", "robust"])
 def test_replicas_see_the_pictures_that_one_would(policies, batch, name, replicas):
     for step in range(4):
         whole = run(policies[name], batch, step=step)
@@ -82,7 +85,7 @@ def test_repeats_itself_and_differs_by_seed_and_step(policies, batch):
         assert np.abs(first - run(policies["seed"], batch, **other)[0]).mean() > 10.0
 
 
-@pytest.mark.parametrize("name", ["light", "seed"])
+@pytest.mark.parametrize("name", ["light", "seed", "robust"])
 def test_compiled_equals_eager(policies, batch, name):
     policy = policies[name]
 
@@ -137,6 +140,18 @@ def test_compiles_inside_a_deterministic_gradient_function(batch, deterministic)
         np.testing.assert_allclose(gradients, gradient(tf.constant(step))[1], atol=0.1)
 
 
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_what_groups_of_four_share_does_not_depend_on_the_cut(policies, batch, replicas):
+    """RandAugment alone: every example's operations and pictures, at several steps."""
+    (layer,) = policies["seed"].layers[1].layers[:1]
+    policy = FusedPolicy("alone", (SharedWarp([layer]),), SIZE, CLASSES)
+    assert policy.group_size == 4
+    for step in range(3):
+        whole = run(policy, batch, step=step)
+        slices = [run(policy, batch, step=step, places=part) for part in np.split(np.arange(BATCH), replicas)]
+        assert_same([np.concatenate(parts) for parts in zip(*slices, strict=True)], whole)
+
+
 @pytest.mark.slow
 def test_seed_mixes_a_quarter_of_the_batches_each_way(policies):
     choice = policies["seed"].layers[0]
@@ -146,7 +161,7 @@ def test_seed_mixes_a_quarter_of_the_batches_each_way(policies):
     assert np.bincount((4 * shares[:, 0]).astype(int)) / 200 == pytest.approx(0.25, abs=0.1)
 
 
-@pytest.mark.parametrize("name", ["light", "seed"])
+@pytest.mark.parametrize("name", ["light", "seed", "robust"])
 def test_magnitude_scales_the_strength(batch, name):
     def change(magnitude):
         policy = build_policy(name, image_size=SIZE, num_classes=CLASSES, magnitude=magnitude)
@@ -157,12 +172,12 @@ def test_magnitude_scales_the_strength(batch, name):
 
 
 def test_groups(policies):
-    assert [policies[name].group_size for name in POLICY_NAMES] == [1, 1, 4]
+    assert [policies[name].group_size for name in POLICY_NAMES] == [1, 1, 4, 1]
     assert all(policy.deterministic for policy in policies.values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["light", "seed"])
+@pytest.mark.parametrize("name", ["light", "seed", "robust"])
 def test_stock_engine_runs_the_same_policy_but_promises_nothing(batch, name):
     policy = build_policy(name, engine="kerascv", image_size=SIZE, num_classes=CLASSES)
     assert not policy.deterministic and policy.group_size == 1
@@ -180,7 +195,7 @@ def test_stock_engine_runs_the_same_policy_but_promises_nothing(batch, name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "strong"}, "augment.policy=strong: there is no such policy; use one of none, light, seed"),
+        ({"name": "strong"}, "augment.policy=strong: there is no such policy; use one of none, light, seed, robust"),
         ({"engine": "torch"}, "augment.engine=torch: there is no such engine; use one of fused, kerascv"),
         ({"magnitude": 1.5}, r"augment.magnitude=1.5: expected a number from 0 to 1 \(default 0.5\)"),
     ],

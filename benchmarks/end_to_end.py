@@ -5,7 +5,8 @@
 
 MobileNetV3Small, 96x96 pixels, 64 pictures per step, float32, policy `seed`, Lion, weights averaged. Ours is the
 package's own training loop, the other KerasCV in tf.data with parallel calls and `model.fit`, in one process with a
-thread for every core. With `--ranks 2` ours is two Horovod ranks of one thread each, which share the 64 pictures.
+thread for every core, with `jit_compile=False`, which is faster on a CPU; `--jit auto` leaves it at Keras' default, which
+compiles with XLA. With `--ranks 2` ours is two Horovod ranks of one thread each, which share the 64 pictures.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def our_turn(given: argparse.Namespace, replication: Replication | None = None) 
 
 def usual_turn(given: argparse.Namespace) -> Callable[[], float]:
     """images/s of some updates of the usual script, in this process."""
-    usual = usual_training(*cells(given.cells), backbone=given.backbone, batch=given.batch, policy=given.policy)
+    asked = {"backbone": given.backbone, "batch": given.batch, "policy": given.policy, "jit": given.jit or False}
+    usual = usual_training(*cells(given.cells), **asked)
     return lambda: given.batch * given.steps / usual(given.steps)
 
 
@@ -103,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20, help="updates per turn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--jit", choices=["auto"], help="leave jit_compile of the usual script at Keras' default")
     parser.add_argument("--ranks", type=int, default=1, help="of ours, one thread each")
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)

@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (small, small_files), (large, large_files) = (peak(count, options) for count in counts)
     added = PICTURE * (counts[1] - counts[0]) / 1e9
     for name, count, found in zip(("a tenth", "the set"), counts, (small, large), strict=True):
-        print(f"{name}, {PICTURE * count / 1e9:.2f} GB: {options.ranks} ranks took up to {found / 1e9:.2f} GB")
+        size = PICTURE * count / 1e9
+        print(f"{name}, {size:.2f} GB: {options.ranks} ranks took up to {found / 1e9:.2f} GB")
     print(
         f"for {added:.2f} GB more pictures {(large - small) / 1e9:.2f} GB more, {(large - small) / 1e9 / added:.2f} each"
     )

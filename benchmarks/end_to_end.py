@@ -5,8 +5,8 @@
 
 MobileNetV3Small, 96x96 pixels, 64 pictures per step, float32, policy `seed`, Lion, weights averaged. Ours is the
 package's own training loop, the other KerasCV in tf.data with parallel calls and `model.fit`, in one process with a
-thread for every core, with `jit_compile=False`, which is faster on a CPU; `--jit auto` leaves it at Keras' default, which
-compiles with XLA. With `--ranks 2` ours is two Horovod ranks of one thread each, which share the 64 pictures.
+thread for every core, with `jit_compile=False`, which is faster on a CPU; `--jit auto` leaves it at Keras' default,
+which compiles with XLA. With `--ranks 2` ours is two Horovod ranks of one thread each, which share the 64 pictures.
 """
 
 from __future__ import annotations

@@ -33,6 +33,16 @@ def peak_bytes(proc: Path = _PROC) -> int:
     return _kilobytes(proc / "self" / "status", "VmHWM") or 0
 
 
+def peak_of_devices() -> tuple[int, str]:
+    """The most that was taken so far, bytes, and of what: the fullest GPU of this process, or the process itself."""
+    import tensorflow as tf  # only those who train ask
+
+    gpus = [f"GPU:{number}" for number in range(len(tf.config.get_visible_devices("GPU")))]
+    if not gpus:
+        return peak_bytes(), "the process"
+    return max(int(tf.config.experimental.get_memory_info(gpu)["peak"]) for gpu in gpus), "a GPU"
+
+
 def _in_meminfo(path: Path) -> int | None:
     return _kilobytes(path, "MemAvailable")
 

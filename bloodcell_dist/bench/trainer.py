@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from bloodcell_dist import memory
 from bloodcell_dist.arithmetic import work_out
@@ -64,7 +63,7 @@ class Trainer:
         self._calls_made = 0
         self.first_step_s = self._first_step()
         self.parameters = sum(math.prod(variable.shape) for variable in self._assembly.model.trainable_variables)
-        used, whose = _peak_memory()
+        used, whose = memory.peak_of_devices()
         self.peak_memory = max(replication.each(used)), whose
 
     def train(self, calls: int) -> Turn:
@@ -130,11 +129,3 @@ def train_in_turns(trainers: Mapping[str, Trainer], rounds: int) -> dict[str, li
     updates_s = max(trainer.train(1).seconds * trainer.updates_per_call for trainer in trainers.values())
     calls = calls_per_turn(updates_s)
     return interleaved({name: partial(trainer.train, calls) for name, trainer in trainers.items()}, rounds)
-
-
-def _peak_memory() -> tuple[int, str]:
-    """The most that was taken so far, bytes, and of what: the fullest GPU, or this process where it has none."""
-    gpus = [f"GPU:{number}" for number in range(len(tf.config.get_visible_devices("GPU")))]
-    if not gpus:
-        return memory.peak_bytes(), "the process"
-    return max(int(tf.config.experimental.get_memory_info(gpu)["peak"]) for gpu in gpus), "a GPU"

@@ -201,7 +201,7 @@ class EpochEnd:
             **{f"val_{name}": number for name, number in val.items()},
             "skipped_updates": self._record.skipped_updates(),
             **self._record.times.per_step(),
-            "memory_gb": peak_memory_bytes() / 1e9,
+            "memory_gb": memory.peak_of_devices()[0] / 1e9,
         }
         append_metrics(run.metrics, row)
         self._to_tensorboard(epoch, train, val, row)
@@ -276,11 +276,3 @@ def _split(row: dict[str, Any]) -> str:
     named = ("input", "compute", "collective") if row["collective_s"] else ("input", "compute")
     parts = [f"{100 * row[f'{name}_s'] / row['step_s']:.1f}% {name}" for name in named]
     return f", {1000 * row['step_s']:.0f} ms a step: {' + '.join(parts)}; up to {row['memory_gb']:.1f} GB"
-
-
-def peak_memory_bytes() -> int:
-    """The most that was taken of a GPU of this process; without GPUs, what was resident of the process."""
-    gpus = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices("GPU")]
-    if not gpus:
-        return memory.peak_bytes()
-    return max(tf.config.experimental.get_memory_info(gpu)["peak"] for gpu in gpus)

@@ -9,6 +9,7 @@ Each start is a process of its own. `cold` compiles everything, `warm` finds it 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def begin(backbone: str, batch: int, overrides: Sequence[str]) -> None:
         for _ in range(2):
             trainer.train(1)
             clocks.append(time.perf_counter())
-    seconds = [later - earlier for earlier, later in zip(clocks, clocks[1:], strict=False)]
+    seconds = [later - earlier for earlier, later in itertools.pairwise(clocks)]
     print(MARK + json.dumps(dict(zip(PARTS, seconds, strict=True))))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -260,3 +261,19 @@ def test_the_hash_is_that_of_the_file(tmp_path: Path) -> None:
     with np.load(folder / "arrays.npz", allow_pickle=False) as file:
         np.testing.assert_array_equal(file["a"], np.arange(100_000))
         assert file["b"].shape == (0, 3)
+
+
+def test_writing_gives_way_to_the_training(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Asking(Checkpoints):
+        def save(self, step: int, arrays: Mapping[str, Any], progress: Mapping[str, Any]) -> Path:
+            seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return tmp_path
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    saves = BackgroundSaves(Asking(tmp_path, keep=1))
+    saves.save(1, {}, {})
+    saves.settle()
+    assert seen == [10]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before  # of this thread, not of the process

@@ -93,7 +93,7 @@ class Session:
         if taken_up:
             self._first_step, progress = taken_up["step"], taken_up["progress"]
             self.standing = Standing(**progress["standing"])
-            self.record.times = Times(**progress["epoch_times"])
+            self.record.times = Times(**progress.get("epoch_times", {}))  # older checkpoints have none
         self.replication.broadcast(self.assembly.state.variables())
         self.assembly.step.enter(min(self._first_step, self.arithmetic.length.total_steps - 1))
         if self.replication.is_chief:

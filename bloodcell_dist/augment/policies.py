@@ -66,7 +66,17 @@ def build_policy(
 def light_layers(magnitude: float) -> tuple[StatelessAugmentation, ...]:
     """Changes that leave a cell plausible: any orientation, small warps, mild differences of stain and exposure."""
     strength = magnitude / DEFAULT_MAGNITUDE
-    moves = RandomAffine(
+    colours = (
+        RandomBrightness(0.08 * strength),
+        RandomContrast(0.1 * strength),
+        RandomSaturation((0.5 - 0.05 * strength, 0.5 + 0.05 * strength)),
+        RandomHue(0.03 * strength),
+    )
+    return (SharedWarp([*colours, _plausible_moves(strength)]),)
+
+
+def _plausible_moves(strength: float) -> RandomAffine:
+    return RandomAffine(
         flip_horizontal=0.5,
         flip_vertical=0.5,
         rotation=0.5,
@@ -76,13 +86,6 @@ def light_layers(magnitude: float) -> tuple[StatelessAugmentation, ...]:
         translate_x=0.05 * strength,
         translate_y=0.05 * strength,
     )
-    colours = (
-        RandomBrightness(0.08 * strength),
-        RandomContrast(0.1 * strength),
-        RandomSaturation((0.5 - 0.05 * strength, 0.5 + 0.05 * strength)),
-        RandomHue(0.03 * strength),
-    )
-    return (SharedWarp([*colours, moves]),)
 
 
 def seed_layers(magnitude: float, image_size: int) -> tuple[StatelessAugmentation, ...]:
@@ -130,18 +133,8 @@ def robust_layers(magnitude: float) -> tuple[StatelessAugmentation, ...]:
         RandomBrightness(0.1 * strength, probability=0.5),
         RandomContrast(0.15 * strength, probability=0.5),
     )
-    moves = RandomAffine(
-        flip_horizontal=0.5,
-        flip_vertical=0.5,
-        rotation=0.5,
-        shear_x=0.05 * strength,
-        shear_y=0.05 * strength,
-        zoom=0.1 * strength,
-        translate_x=0.05 * strength,
-        translate_y=0.05 * strength,
-    )
     return (
-        SharedWarp([*before, moves]),
+        SharedWarp([*before, _plausible_moves(strength)]),
         RandomIllumination(slope=(0.0, 0.15 * strength), vignette=(0.0, 0.08 * strength), probability=0.5),
         RandomGaussianBlur(7, (0.3 * strength, 1.0 * strength), probability=0.3),
         RandomSharpness(0.8 * strength, probability=0.3),

@@ -127,14 +127,17 @@ def test_every_way_to_run_trains_alike(
     print(f"{kind} x{replicas} sgd, all of it compiled, step 4: weights differ by {distance(ours, theirs):.1e}")
     assert distance(ours, theirs) < 1e-5
 
-    # Lion takes the sign: after the first step its momentum is a hundredth of the reduced, clipped gradient.
-    for step in (1, STEPS):
+    # Lion takes the sign, and its momentum tells the reduced, clipped gradients. A coordinate whose gradient is next to
+    # nothing may step the other way by rounding; from then on these are two trainings. Up to there they are one.
+    for step in range(1, STEPS + 1):
         gradients = [flat(run / "lion", step, "optimizer/momentum") for run in (folder, alone)]
-        other = np.abs(flat(folder / "lion", step, "weights/") - flat(alone / "lion", step, "weights/")) > RATE["lion"]
-        print(f"{kind} x{replicas} lion step {step}: gradients differ by {distance(*gradients):.1e}, ", end="")
-        print(f"{other.mean():.1e} of the coordinates stepped differently")
+        apart = flat(folder / "lion", step, "weights/") != flat(alone / "lion", step, "weights/")
         assert distance(*gradients) < 1e-5
-        assert other.mean() < 1e-3
+        assert apart.mean() < 1e-4
+        if apart.any():
+            break
+    print(f"{kind} x{replicas} lion: gradients differ by {distance(*gradients):.1e} at step {step}, ", end="")
+    print(f"where {apart.sum()} of {apart.size} coordinates step differently")
 
 
 def test_the_batches_are_those_of_the_index_plan(alone: Path) -> None:

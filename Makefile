@@ -31,8 +31,10 @@ demo: $(INSTALLED) ## train on the built-in synthetic cells and write a report (
 	$(BIN)/bloodcell-dist train --config configs/demo.yaml --run-dir $(DEMO)
 	@echo "The report: $(DEMO)/report.html"
 
+# In two parts: by its end the first has filled its processes with 5 GB each, which the second needs.
 test: lint $(HOROVOD) ## all checks and all tests, those under real processes too
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest $(WORKERS) tests/unit tests/gpu
+	$(BIN)/python -m pytest $(WORKERS) tests/multiprocess tests/runs tests/slurm
 
 fast: $(INSTALLED) ## the tests that take seconds
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not multiprocess and not slurm and not gpu"

@@ -14,6 +14,9 @@ from typing import Any
 from bloodcell_dist.atomic import atomic_write_bytes, atomic_write_text, to_json
 from bloodcell_dist.errors import UserError
 
+OF_THE_MACHINE = frozenset({"images_per_s", "step_s", "input_s", "compute_s", "collective_s", "memory_gb"})
+"""What in a row depends on clock and machine; all else is the same whenever and however a run is repeated."""
+
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl in order; none if it does not exist. A torn last line is left out.

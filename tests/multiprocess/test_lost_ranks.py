@@ -53,8 +53,15 @@ def is_running(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("name", ["KILL", "STOP"])
-@pytest.mark.parametrize(("kind", "victim"), [("horovod", 1), ("multiworker", 1), ("multiworker", 0)])
+@pytest.mark.parametrize(
+    ("kind", "victim", "name"),
+    [
+        *[("horovod", 1, "KILL"), ("multiworker", 1, "KILL"), ("multiworker", 0, "STOP")],
+        pytest.param("horovod", 1, "STOP", marks=pytest.mark.thorough),
+        pytest.param("multiworker", 1, "STOP", marks=pytest.mark.thorough),
+        pytest.param("multiworker", 0, "KILL", marks=pytest.mark.thorough),
+    ],
+)
 def test_the_others_end_in_time_and_the_same_command_goes_on(
     kind: str, victim: int, name: str, launch: Callable[..., Any], world: Any, ranks: Any, tmp_path: Path
 ) -> None:

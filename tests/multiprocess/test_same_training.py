@@ -21,10 +21,10 @@ STEPS = 20
 RATE = {"sgd": 0.002, "lion": 1e-4}
 WORLDS = [
     ("mirrored", 2),
-    ("mirrored", 4),
+    pytest.param("mirrored", 4, marks=pytest.mark.thorough),
     ("multiworker", 2),
     ("horovod", 2),
-    ("horovod", 3),
+    pytest.param("horovod", 3, marks=pytest.mark.thorough),
 ]
 
 

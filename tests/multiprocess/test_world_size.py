@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bloodcell_dist.history import read_metrics
+from bloodcell_dist.history import OF_THE_MACHINE, read_metrics
 from bloodcell_dist.rundir import RunDir
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
@@ -82,7 +82,7 @@ def assert_same_bits(one: Path, other: Path) -> None:
     assert found.keys() == expected.keys()
     assert [name for name in expected if not np.array_equal(found[name], expected[name])] == []
     rows = [
-        [{k: v for k, v in row.items() if k != "images_per_s"} for row in read_metrics(RunDir(run).metrics)]
+        [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in read_metrics(RunDir(run).metrics)]
         for run in (one, other)
     ]
     assert rows[0] == rows[1]
@@ -137,7 +137,7 @@ def first_weights(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["multiworker", "mirrored"])
+@pytest.mark.parametrize("kind", ["multiworker", pytest.param("mirrored", marks=pytest.mark.thorough)])
 def test_the_same_replicas_go_on_to_the_bit(kind: str, trainer: Trainer, tmp_path: Path) -> None:
     """With batch statistics: each replica sees the same slices again."""
     whole, run = tmp_path / "whole", tmp_path / "again"

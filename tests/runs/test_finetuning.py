@@ -122,6 +122,7 @@ def test_the_log_tells_of_each_stage(staged: tuple[Path, str]) -> None:
     assert "4,616 of 943,736 weights train" in lines[0]
 
 
+@pytest.mark.thorough
 def test_compiled_as_a_whole_the_stages_train_alike(tmp_path: Path) -> None:
     """`train.xla=on`, as on GPUs: enlarged pictures, stochastic depth and a change of stages in one program each."""
     losses = []
@@ -136,6 +137,7 @@ def test_compiled_as_a_whole_the_stages_train_alike(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-2)
 
 
+@pytest.mark.thorough
 def test_kills_in_every_stage_and_without_the_weight_file_change_nothing(
     staged: tuple[Path, str], tmp_path: Path
 ) -> None:

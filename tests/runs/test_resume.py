@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bloodcell_dist.history import read_metrics
+from bloodcell_dist.history import OF_THE_MACHINE, read_metrics
 from bloodcell_dist.rundir import RunDir
 
 SETTINGS = (
@@ -65,7 +65,7 @@ def final_arrays(folder: Path) -> dict[str, np.ndarray]:
 
 def without_speed(folder: Path) -> list[dict[str, float]]:
     """The rows of metrics.jsonl, less what depends on the clock."""
-    return [{k: v for k, v in row.items() if k != "images_per_s"} for row in read_metrics(RunDir(folder).metrics)]
+    return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in read_metrics(RunDir(folder).metrics)]
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,10 @@ def test_empty_files_and_sections_are_the_defaults(tmp_path: Path, text: str) ->
         ("optimizer.clip_norm=true", "--set: optimizer.clip_norm=True is not possible: input should be a number"),
         ("optimizer.weight_decay=.inf", "input should be a finite number"),
         ("train.max_steps=2.5", "input should be a valid integer, got a number with a fractional part"),
-        ("augment.policy=heavy", "augment.policy='heavy' is not possible: input should be 'none', 'light' or 'seed'"),
+        (
+            "augment.policy=heavy",
+            "augment.policy='heavy' is not possible: input should be 'none', 'light', 'seed' or 'robust'",
+        ),
         ("data.clean=maybe", "data.clean='maybe' is not possible: input should be true or false"),
         ("data.path=''", "data.path='' is not possible: input should be text that is not empty; for none write null"),
         ("data.path=96", "data.path=96 is not possible: input should be text; what looks like a number"),

@@ -295,8 +295,9 @@ def test_training_lowers_the_loss() -> None:
 
 
 def mobilenet(compile: Compile):
+    """Policy `light`: in `seed` equalise makes whole levels of the last bit's difference."""
     model = build_classifier("mobilenetv3small", image_size=SIZE, num_classes=NUM_CLASSES, dropout=0.2, seed=0)
-    return call(function(model, compile=compile)), model
+    return call(function(model, policy="light", compile=compile)), model
 
 
 def test_training_leaves_the_moving_statistics_alone() -> None:
@@ -321,7 +322,7 @@ def test_training_leaves_the_moving_statistics_alone() -> None:
 
 @pytest.mark.slow
 def test_the_whole_of_mobilenets_gradients_compiles_and_agrees() -> None:
-    """Gather, augment (policy `seed`), forward, loss and backward as one `jit_compile=True` program."""
+    """Gather, augment, forward, loss and backward as one `jit_compile=True` program."""
     plain, plain_model = mobilenet(PLAIN)
     compiled, compiled_model = mobilenet(WHOLE)
     np.testing.assert_allclose(compiled[1], plain[1], rtol=1e-3)

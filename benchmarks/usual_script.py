@@ -48,18 +48,15 @@ class _Clock(keras.callbacks.Callback):
 
 
 def usual_training(
-    images: np.ndarray, labels: np.ndarray, *, backbone: str, batch: int, policy: str, jit: bool | str = False
+    images: np.ndarray, labels: np.ndarray, *, backbone: str, batch: int, policy: str
 ) -> Callable[[int], float]:
-    """Seconds of so many updates, the pipeline running; a few more are made before them.
-
-    jit: of `compile`; "auto", Keras' default, compiles with XLA, False is faster on a CPU.
-    """
+    """Seconds of so many updates, the pipeline running; a few more are made before them."""
     model = stock_classifier(backbone, images.shape[1])
     model.compile(
         keras.optimizers.Lion(1e-4, weight_decay=0.1, global_clipnorm=1.0, use_ema=True, ema_momentum=0.998),
         keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.05),
         metrics=["accuracy"],
-        jit_compile=jit,
+        jit_compile=False,  # XLA slows convolutions down on CPUs
     )
     dataset = pipeline(images, labels, batch, policy)
 

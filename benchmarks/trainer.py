@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from bloodcell_dist.bench import timing
 from bloodcell_dist.config import load_settings
 from bloodcell_dist.data.dataset import ArrayDataset
 from bloodcell_dist.data.prepare import Prepared
@@ -112,17 +113,9 @@ def stock_classifier(backbone: str, size: int) -> keras.Model:
 
 
 def interleaved(turns: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each turn returns in every round; they take turns, so that whatever else the machine does meets all.
-
-    A round before the first one compiles and is not counted.
-    """
-    found: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(rounds + 1):
-        for name, turn in turns.items():
-            value = turn()
-            if number:
-                found[name].append(value)
-    return found
+    """What each turn returns in every round, after one before the first, which compiles and is not counted."""
+    timing.interleaved(turns, 1)
+    return timing.interleaved(turns, rounds)
 
 
 def ratios(of: Sequence[float], to: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ _PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 def available_bytes(proc: Path = _PROC, cgroup: Path = _CGROUP) -> int | None:
     """What this process could still take without swapping, on the machine and in its job; None where nobody tells."""
-    found = [_in_meminfo(proc / "meminfo"), _left_in_group(cgroup)]
+    found = [_kilobytes(proc / "meminfo", "MemAvailable"), _left_in_group(cgroup)]
     return min((size for size in found if size is not None), default=None)
 
 
@@ -41,10 +41,6 @@ def peak_of_devices() -> tuple[int, str]:
     if not gpus:
         return peak_bytes(), "the process"
     return max(int(tf.config.experimental.get_memory_info(gpu)["peak"]) for gpu in gpus), "a GPU"
-
-
-def _in_meminfo(path: Path) -> int | None:
-    return _kilobytes(path, "MemAvailable")
 
 
 def _left_in_group(folder: Path) -> int | None:

@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bloodcell_dist.data.rows import Images, take_rows
+from bloodcell_dist.data.rows import Images, blocks, take_rows
 from bloodcell_dist.errors import UserError
 
 TRAIN, VAL, TEST = 0, 1, 2  # values of ArrayDataset.partition
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 """Makes the uint8 array of the given shape that a source writes its pictures to: in memory, or a cache file's map."""
-
-_HASH_BLOCK = 1024  # examples hashed at a time, so that a memory-mapped set is never read whole into memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +76,8 @@ class ArrayDataset:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape, images, labels and class names: equal exactly when a run sees the same data."""
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
-        for start in range(0, self.num_examples, _HASH_BLOCK):
-            digest.update(np.ascontiguousarray(self.images[start : start + _HASH_BLOCK]).data)
+        for block in blocks(self.images):
+            digest.update(block)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 

@@ -7,14 +7,11 @@ import zlib
 from dataclasses import astuple
 from pathlib import Path
 
-import numpy as np
-
 from bloodcell_dist.atomic import atomic_write_json
-from bloodcell_dist.data.rows import Images
+from bloodcell_dist.data.rows import Images, blocks
 from bloodcell_dist.data.similarity import HASH_BITS, MAX_DISTANCE, NearPair, near_duplicates
 
 _log = logging.getLogger(__name__)
-_BLOCK = 1024  # pictures hashed at a time: a set that is mapped is never read whole into memory
 _VERSION = 1  # raise it when near_duplicates finds other pairs
 
 
@@ -45,8 +42,8 @@ def _key(*sets: Images | None) -> str:
     for images in sets:
         if images is not None:
             digest.update(repr(images.shape).encode())
-            for start in range(0, len(images), _BLOCK):
-                digest.update(np.ascontiguousarray(images[start : start + _BLOCK]).data)
+            for block in blocks(images):
+                digest.update(block)
     return digest.hexdigest()[:20]
 
 

@@ -48,6 +48,9 @@ class Rows:
         return Rows(self._array, self._rows[places])
 
 
+BLOCK = 1024
+"""Pictures looked at together, so that a set that is mapped is never read whole into memory."""
+
 Images = np.ndarray | Rows
 """uint8 [N, H, W, 3]: an array, a read-only memory map, or rows of either."""
 
@@ -55,3 +58,9 @@ Images = np.ndarray | Rows
 def take_rows(images: Images, places: np.ndarray) -> Rows:
     """The pictures at `places`, int [M], none of them copied."""
     return images.take(places) if isinstance(images, Rows) else Rows(images, places)
+
+
+def blocks(images: Images) -> Iterator[memoryview]:
+    """The bytes of all pictures, block by block, for a hash."""
+    for start in range(0, len(images), BLOCK):
+        yield np.ascontiguousarray(images[start : start + BLOCK]).data

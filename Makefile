@@ -75,7 +75,8 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	        echo "Install one (Debian: python3 and python3-venv), or uv, or name one: make venv PYTHON=/path/to/python3.12" >&2; \
 	        exit 1; fi; \
 	fi
-	$(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install) -c constraints.txt -e '.[$(EXTRAS)]'
+	$(if $(UV),uv pip install --compile-bytecode --python $(BIN)/python,$(BIN)/python -m pip install) \
+	    -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 # After every installation, which may have changed TensorFlow: the script knows whether there is something to do.

@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/kernels.py                      # all six networks
     .venv/bin/python benchmarks/kernels.py --filters            # the filter gradients of depthwise convolutions
+    .venv/bin/python benchmarks/kernels.py --norms              # BatchNorm, there and back, against its oneDNN operation
 
 Forward in training mode, cross-entropy and the gradients of all weights, float32, 96x96 pixels, without an update.
 """
@@ -24,6 +25,7 @@ import tensorflow as tf
 from bloodcell_dist.models.backbones import build_classifier
 from bloodcell_dist.models.depthwise import filter_gradient
 from bloodcell_dist.models.kernels import cpu_kernels
+from bloodcell_dist.models.normalize import normalize
 
 BATCHES = {
     "cnn": 64,
@@ -37,6 +39,10 @@ FILTERS = (  # batch, side of the map, channels, size, stride
     *((64, 24, 72, 3, 2), (64, 12, 96, 5, 2), (64, 6, 240, 5, 1), (64, 3, 576, 5, 1)),  # MobileNetV3Small
     *((32, 24, 144, 5, 2), (32, 12, 240, 5, 1), (32, 6, 672, 5, 1), (32, 3, 1152, 5, 1)),  # EfficientNetB0
     *((16, 24, 128, 7, 1), (16, 12, 256, 7, 1), (16, 6, 512, 7, 1), (16, 3, 1024, 7, 1)),  # ConvNeXtBase
+)
+NORMS = (  # batch, side of the map, channels
+    *((64, 48, 16), (64, 24, 72), (64, 12, 88), (64, 12, 96), (64, 6, 40), (64, 6, 240)),  # MobileNetV3Small
+    *((32, 48, 32), (32, 24, 144), (32, 12, 40), (32, 3, 1152)),  # EfficientNetB0
 )
 
 
@@ -80,12 +86,38 @@ def filter_turn(case: tuple[int, int, int, int, int], ours: bool) -> Callable[[]
             padding="SAME",
         )
 
-    function = tf.function(of, autograph=False)
+    return mean_of_ten(tf.function(of, autograph=False), inputs, upstream)
+
+
+def norm_turn(case: tuple[int, int, int], ours: bool) -> Callable[[], float]:
+    """Seconds of ten normalizations of a batch, each with its gradients."""
+    batch, side, channels = case
+    generator = np.random.default_rng(0)
+    inputs, upstream = (tf.constant(generator.normal(size=(batch, side, side, channels)), tf.float32) for _ in range(2))
+    scale, offset = tf.ones([channels]), tf.zeros([channels])
+
+    def of(inputs: tf.Tensor, upstream: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch([inputs, scale, offset])
+            if ours:
+                outputs = normalize(inputs, scale, offset, 1e-3)
+            else:
+                empty = tf.zeros([0])
+                outputs = tf.raw_ops.FusedBatchNormV3(
+                    x=inputs, scale=scale, offset=offset, mean=empty, variance=empty, epsilon=1e-3, is_training=True
+                ).y
+        return tape.gradient(outputs, [inputs, scale, offset], upstream)
+
+    return mean_of_ten(tf.function(of, autograph=False), inputs, upstream)
+
+
+def mean_of_ten(function: Callable[..., object], *arguments: tf.Tensor) -> Callable[[], float]:
+    """Seconds of a call."""
 
     def seconds() -> float:
         begun = time.perf_counter()
         for _ in range(10):
-            function(inputs, upstream)
+            function(*arguments)
         return (time.perf_counter() - begun) / 10
 
     return seconds
@@ -103,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", default=",".join(BATCHES), help="separated by commas")
     parser.add_argument("--filters", action="store_true", help="of single layers instead of networks")
+    parser.add_argument("--norms", action="store_true", help="of BatchNorm layers instead of networks")
     parser.add_argument("--batch", type=int, help="pictures per step (16 to 64, by network)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0)
@@ -114,6 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             batch, side, channels, size, stride = case
             name = f"{batch} x {side}x{side}x{channels}, {size}x{size}, stride {stride}"
             report(name, {"keras": filter_turn(case, False), "ours": filter_turn(case, True)}, given.rounds)
+        return
+    if given.norms:
+        for shape in NORMS:
+            batch, side, channels = shape
+            turns = {"keras": norm_turn(shape, False), "ours": norm_turn(shape, True)}
+            report(f"{batch} x {side}x{side}x{channels}", turns, given.rounds)
         return
     for backbone in given.backbones.split(","):
         batch = given.batch or BATCHES[backbone]

@@ -53,14 +53,14 @@ def filter_gradient(inputs: tf.Tensor, upstream: tf.Tensor, size: int, stride: i
     slow = size >= SMALLEST_SLOW_FILTER
     if slow and stride == 1 and height * width <= MOST_PLACES and inputs.dtype == tf.float32:
         return _by_pairs(inputs, upstream, size, padding)
-    pads = [0, 0, *_pads(height, size, stride, padding), *_pads(width, size, stride, padding), 0, 0]
+    around = [0, 0, *pads(height, size, stride, padding), *pads(width, size, stride, padding), 0, 0]
     return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
         input=inputs,
         filter_sizes=[size, size, channels, 1],
         out_backprop=upstream,
         strides=[1, stride, stride, 1],
         padding="EXPLICIT" if slow else padding,
-        explicit_paddings=pads if slow else [],
+        explicit_paddings=around if slow else [],
     )
 
 
@@ -77,7 +77,7 @@ def _by_pairs(inputs: tf.Tensor, upstream: tf.Tensor, size: int, padding: str) -
 @functools.cache
 def _joined(height: int, width: int, out_height: int, out_width: int, size: int, padding: str) -> np.ndarray:
     """float32 [HW x hw, size x size]: 1 where a tap of the filter joins a place of the input and one of the output."""
-    top, left = _pads(height, size, 1, padding)[0], _pads(width, size, 1, padding)[0]
+    top, left = pads(height, size, 1, padding)[0], pads(width, size, 1, padding)[0]
     taps = np.arange(size)
     rows = (np.arange(height)[:, None, None] + top - np.arange(out_height)[:, None]) == taps  # [H, h, size]
     columns = (np.arange(width)[:, None, None] + left - np.arange(out_width)[:, None]) == taps  # [W, w, size]
@@ -85,7 +85,7 @@ def _joined(height: int, width: int, out_height: int, out_width: int, size: int,
     return joined.reshape(height * width * out_height * out_width, size * size).astype(np.float32)
 
 
-def _pads(length: int, size: int, stride: int, padding: str) -> tuple[int, int]:
+def pads(length: int, size: int, stride: int, padding: str) -> tuple[int, int]:
     """What is added before and after."""
     if padding == "VALID":
         return 0, 0

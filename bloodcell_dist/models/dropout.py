@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from bloodcell_dist.models.kernels import one_program
 from bloodcell_dist.randomness import DROP_PATH_STREAM, DROPOUT_STREAM, example_keys, uniform
 
 MAX_PATHS = 128  # more residual blocks than any of our networks has
@@ -29,12 +30,18 @@ class _Draws:
 
     def of_layer(self, stream: int, count: int) -> tf.Tensor:
         """float32 [B, count] in [0, 1), of one dropout layer."""
-        return uniform(example_keys(self._seed, self._step, self._positions, DROPOUT_STREAM + stream), count)
+        return self._uniform(DROPOUT_STREAM + stream, count)
 
     @functools.cached_property
     def of_paths(self) -> tf.Tensor:
         """float32 [B, MAX_PATHS] in [0, 1): one per residual block, at once since 50 small draws cost more."""
-        return uniform(example_keys(self._seed, self._step, self._positions, DROP_PATH_STREAM), MAX_PATHS)
+        return self._uniform(DROP_PATH_STREAM, MAX_PATHS)
+
+    def _uniform(self, stream: int, count: int) -> tf.Tensor:
+        def numbers(step: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+            return uniform(example_keys(self._seed, step, positions, stream), count)
+
+        return one_program(numbers)(self._step, self._positions)  # of some 250 small operations
 
 
 class _Scope(threading.local):

@@ -16,13 +16,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from bloodcell_dist.models.depthwise import depthwise_conv2d
+from bloodcell_dist.models.depthwise import depthwise_conv2d, pads
+from bloodcell_dist.models.normalize import normalize
 
 
 class _Scope(threading.local):
     """Of this thread; tf.distribute traces each replica in a thread of its own."""
 
     active: bool = False
+
+    def __init__(self) -> None:
+        self.padded: dict[Any, tuple[tf.Tensor, tuple[tuple[int, int], ...]]] = {}
 
 
 _scope = _Scope()
@@ -36,6 +40,12 @@ def cpu_kernels(active: bool = True) -> Iterator[None]:
         yield
     finally:
         _scope.active = before
+        _scope.padded.clear()
+
+
+def one_program(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """A function of tensors compiled on its own inside the scope, as it is outside; no gradient is needed of it."""
+    return tf.function(function, jit_compile=True, autograph=False) if _scope.active else function
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -46,16 +56,35 @@ class BatchNormalization(keras.layers.BatchNormalization):
         fits = len(inputs.shape) == 4 and self.axis in (-1, 3) and self.scale and self.center
         if not (_scope.active and training and self.trainable and fits and mask is None):
             return super().call(inputs, training=training, mask=mask)
-        normalized, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=tf.cast(inputs, tf.float32),
-            scale=tf.convert_to_tensor(self.gamma),
-            offset=tf.convert_to_tensor(self.beta),
-            mean=tf.zeros([0]),
-            variance=tf.zeros([0]),
-            epsilon=self.epsilon,
-            is_training=True,
-        )
-        return tf.cast(normalized, self.compute_dtype)
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        return tf.cast(normalize(tf.cast(inputs, tf.float32), gamma, beta, self.epsilon), self.compute_dtype)
+
+
+class ZeroPadding2D(keras.layers.ZeroPadding2D):
+    """Tells a convolution that follows what it padded: nothing has to be copied where SAME padding is the same."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """float [B, H, W, C] as given; graphs drop the operation when nothing uses it."""
+        padded = super().call(inputs)
+        if _scope.active:
+            _scope.padded[padded.ref()] = (inputs, tuple(map(tuple, self.padding)))
+        return padded
+
+
+class Conv2D(keras.layers.Conv2D):
+    """Convolutions of single places as matrix products, which take a tenth to a half less time."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """float [B, H, W, C] as given."""
+        if not (_scope.active and self.groups == 1 and _plain(self)):
+            return super().call(inputs)
+        kernel = tf.convert_to_tensor(self.kernel)
+        if self.kernel_size == self.strides == (1, 1):
+            rows = tf.matmul(tf.reshape(inputs, [-1, inputs.shape[-1]]), tf.reshape(kernel, kernel.shape[2:]))
+            outputs = tf.reshape(rows, [-1, *inputs.shape[1:3], self.filters])
+        else:
+            outputs = tf.nn.conv2d(*_before_padding(self, inputs, kernel))
+        return _finished(self, outputs)
 
 
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
@@ -63,14 +92,9 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """float [B, H, W, C] as given."""
-        square = len(set(self.strides)) == 1 and len(set(self.kernel_size)) == 1
-        if not (_scope.active and square and self.depth_multiplier == 1 and set(self.dilation_rate) == {1}):
+        if not (_scope.active and self.depth_multiplier == 1 and _plain(self)):
             return super().call(inputs)
-        kernel = tf.convert_to_tensor(self.kernel)
-        outputs = depthwise_conv2d(inputs, kernel, self.strides[0], self.padding.upper())
-        if self.use_bias:
-            outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
-        return outputs if self.activation is None else self.activation(outputs)
+        return _finished(self, depthwise_conv2d(*_before_padding(self, inputs, tf.convert_to_tensor(self.kernel))))
 
 
 class Activation(keras.layers.Activation):
@@ -84,7 +108,7 @@ class Activation(keras.layers.Activation):
         return _compiled(self.activation)(inputs)
 
 
-_LAYERS = (BatchNormalization, DepthwiseConv2D, Activation)
+_LAYERS = (BatchNormalization, ZeroPadding2D, Conv2D, DepthwiseConv2D, Activation)
 
 
 def with_kernels(layer: Any) -> type[keras.layers.Layer]:
@@ -95,6 +119,27 @@ def with_kernels(layer: Any) -> type[keras.layers.Layer]:
 def without_kernels(layer: Any) -> type[keras.layers.Layer]:
     """The class of Keras for a layer of ours, its own for all others."""
     return type(layer).__bases__[0] if isinstance(layer, _LAYERS) else type(layer)
+
+
+def _plain(layer: Any) -> bool:
+    """Whether a convolution is square, without holes and on [B, H, W, C]."""
+    square = len(set(layer.kernel_size)) == len(set(layer.strides)) == 1
+    return square and set(layer.dilation_rate) == {1} and layer.data_format == "channels_last"
+
+
+def _before_padding(layer: Any, inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, int, str]:
+    """What a convolution has to do: inputs, filters, stride and padding."""
+    size, stride, padding = layer.kernel_size[0], layer.strides[0], layer.padding.upper()
+    given, padded = _scope.padded.get(inputs.ref(), (inputs, None))
+    if padding == "VALID" and padded == tuple(pads(side, size, stride, "SAME") for side in given.shape[1:3]):
+        return given, kernel, stride, "SAME"
+    return inputs, kernel, stride, padding
+
+
+def _finished(layer: Any, outputs: tf.Tensor) -> tf.Tensor:
+    if layer.use_bias:
+        outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(layer.bias))
+    return outputs if layer.activation is None else layer.activation(outputs)
 
 
 @functools.cache

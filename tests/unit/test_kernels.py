@@ -71,12 +71,69 @@ def test_activations_have_the_gradients_of_keras(name: str) -> None:
         agree(gradients(layer, inputs), expected, 1e-6)
 
 
+CONVOLUTIONS = {
+    "of single places": keras.layers.Conv2D(5, 1, name="conv"),
+    "of single places, no bias, ReLU": keras.layers.Conv2D(5, 1, use_bias=False, activation="relu", name="conv"),
+    "of single places, stride 2": keras.layers.Conv2D(5, 1, strides=2, name="conv"),
+    "3x3": keras.layers.Conv2D(5, 3, padding="same", name="conv"),
+    "grouped": keras.layers.Conv2D(6, 3, groups=3, name="conv"),
+    "with holes": keras.layers.Conv2D(5, 3, dilation_rate=2, name="conv"),
+    "not square": keras.layers.Conv2D(5, (1, 3), name="conv"),
+    "depthwise": keras.layers.DepthwiseConv2D(3, strides=2, activation="relu", name="conv"),
+    "depthwise, twice the channels": keras.layers.DepthwiseConv2D(3, depth_multiplier=2, name="conv"),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("padding", [None, ((0, 1), (0, 1)), ((1, 1), (1, 1))])
+def test_convolutions_have_the_gradients_of_keras(kind: str, padding: tuple[tuple[int, int], ...] | None) -> None:
+    inputs = RANDOM.normal(size=(4, 8, 8, 6)).astype(np.float32)
+    stock = [CONVOLUTIONS[kind]] if padding is None else [keras.layers.ZeroPadding2D(padding), CONVOLUTIONS[kind]]
+    layers = [with_kernels(layer).from_config(layer.get_config()) for layer in stock]
+
+    def call(inputs: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
+        with keras.StatelessScope(list(zip(layers[-1].trainable_variables, weights, strict=True))):
+            return keras.Sequential(layers)(inputs, training=True)
+
+    keras.Sequential(layers)(inputs)
+    weights = [RANDOM.normal(size=variable.shape).astype(np.float32) for variable in layers[-1].trainable_variables]
+    expected = gradients(call, inputs, *weights)
+    with cpu_kernels():
+        agree(gradients(call, inputs, *weights), expected, 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "copied"),
+    [(3, 2, ((0, 1), (0, 1)), False), (5, 2, ((1, 2), (1, 2)), False), (3, 2, ((1, 1), (1, 1)), True)],
+)
+@pytest.mark.parametrize("convolution", [keras.layers.Conv2D, keras.layers.DepthwiseConv2D])
+def test_padding_that_same_padding_is_too_copies_nothing(
+    convolution: Any, size: int, stride: int, padding: tuple[tuple[int, int], ...], copied: bool
+) -> None:
+    features = {"filters": 4} if convolution is keras.layers.Conv2D else {}
+    stock = [keras.layers.ZeroPadding2D(padding), convolution(kernel_size=size, strides=stride, **features)]
+    network = keras.Sequential([with_kernels(layer).from_config(layer.get_config()) for layer in stock])
+    network.build((None, 8, 8, 4))
+
+    def inputs_of_convolution() -> set[str]:
+        with cpu_kernels(), keras.StatelessScope():
+            graph = tf.function(network, autograph=False).get_concrete_function(tf.zeros([2, 8, 8, 4])).graph
+        found = [
+            operation for operation in graph.get_operations() if operation.type.endswith(("Conv2D", "Conv2dNative"))
+        ]
+        return {tensor.op.type for operation in found for tensor in operation.inputs}
+
+    assert ("Pad" in inputs_of_convolution()) is copied
+
+
+@pytest.mark.parametrize("channels", [6, 8, 16, 24, 32])  # some fill the CPU's vectors, some do not
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_batchnorm_has_the_gradients_of_keras(dtype: str) -> None:
-    inputs = (5.0 + 3.0 * RANDOM.normal(size=(8, 5, 5, 6))).astype(np.float32)
+def test_batchnorm_has_the_gradients_of_keras(dtype: str, channels: int) -> None:
+    inputs = (5.0 + 3.0 * RANDOM.normal(size=(8, 5, 5, channels))).astype(np.float32)
     layer = kernels.BatchNormalization(dtype=dtype)
     layer.build(inputs.shape)
-    layer.set_weights([RANDOM.uniform(0.5, 1.5, 6), RANDOM.normal(size=6), np.zeros(6), np.ones(6)])
+    statistics = [np.zeros(channels), np.ones(channels)]
+    layer.set_weights([RANDOM.uniform(0.5, 1.5, channels), RANDOM.normal(size=channels), *statistics])
 
     def call(inputs: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
         with keras.StatelessScope(list(zip([layer.gamma, layer.beta], weights, strict=True))):
@@ -139,7 +196,8 @@ def test_whole_networks_have_the_same_gradients(backbone: str, fill: Callable[..
 def test_every_layer_of_a_network_goes_by_keras_names_and_leaves_with_the_export() -> None:
     model = build_classifier("mobilenetv3small", image_size=32, num_classes=8, dropout=0.2, seed=0)
     ours = [layer for layer in model.layers if type(layer).__module__ == kernels.__name__]
-    assert {type(layer).__name__ for layer in ours} == {"BatchNormalization", "DepthwiseConv2D", "Activation"}
+    names = {"BatchNormalization", "ZeroPadding2D", "Conv2D", "DepthwiseConv2D", "Activation"}
+    assert {type(layer).__name__ for layer in ours} == names
     assert all(type(layer).__name__ == type(layer).__bases__[0].__name__ for layer in ours)
     exported = {type(layer).__module__.split(".")[0] for layer in plain_copy(model).layers}
     assert exported == {"keras"}

@@ -85,10 +85,15 @@ class Replication(Workers, abc.ABC):
         start = 0
         for length, equal in itertools.groupby(lengths):
             end = start + length * len(list(equal))
-            part = mine[start:end].reshape(-1, length, mine.shape[1])
-            indices = tf.data.Dataset.from_tensor_slices((part,))
-            calls = indices if add is None else indices.map(add)
-            yield from calls.prefetch(2).with_options(_UNTUNED)
+            calls = mine[start:end].reshape(-1, length, mine.shape[1])
+            if add is None:
+                # A few hundred bytes: to start threads for them at each epoch would take longer.
+                for call in calls:
+                    with tf.device("CPU:0"):
+                        indices = tf.constant(call)
+                    yield (indices,)
+            else:
+                yield from tf.data.Dataset.from_tensor_slices(calls).map(add).prefetch(2).with_options(_UNTUNED)
             start = end
 
     def my_part(self, share: tf.Tensor) -> tf.Tensor:

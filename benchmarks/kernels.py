@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/kernels.py                      # all six networks
     .venv/bin/python benchmarks/kernels.py --filters            # the filter gradients of depthwise convolutions
-    .venv/bin/python benchmarks/kernels.py --norms              # BatchNorm, there and back, against its oneDNN operation
+    .venv/bin/python benchmarks/kernels.py --norms              # BatchNorm with its gradients
 
 Forward in training mode, cross-entropy and the gradients of all weights, float32, 96x96 pixels, without an update.
 """

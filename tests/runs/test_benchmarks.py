@@ -26,8 +26,8 @@ RUNS = {
         [f"{place}: {times} times the pictures / once: {RATIO}" for place in ("device", "host") for times in (4, 16)],
     ),
     "checkpoint_stall.py": (
-        ["--backbone", "cnn", "--batch", "4", "--steps", "9", "--every", "3"],
-        [r"begins a checkpoint / plain: \d", r"begins a checkpoint \([12] steps\)"],
+        ["--backbone", "cnn", "--batch", "4", "--steps", "5", "--rounds", "2"],
+        [r"begins a checkpoint / plain: \d", r"begins a checkpoint \(2 steps\)"],
     ),
     "kernels.py": (["--backbones", "cnn", "--batch", "2", "--rounds", "1"], [r"cnn, batch 2 +\d+\.\d +\d+\.\d  \d"]),
     "start_up.py": (

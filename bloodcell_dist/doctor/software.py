@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
+import os
 import platform
 import shlex
+import sys
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -26,11 +30,15 @@ class Package(Facts):
 
 
 class Software(Facts):
-    """Python, the versions of it that are wanted, and the required packages; none where nothing is known of them."""
+    """Python, the versions of it that are wanted, and the required packages; none where nothing is known of them.
+
+    `to_compile` is the folder of packages without bytecode, where Python may not write it either.
+    """
 
     python: str
     python_required: str = ""
     packages: tuple[Package, ...] = ()
+    to_compile: str | None = None
 
 
 def look_at_software() -> Software:
@@ -39,12 +47,24 @@ def look_at_software() -> Software:
     try:
         found = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        return Software(python=python)
+        return Software(python=python, to_compile=lacks_bytecode())
     wanted = map(Requirement, found.requires or ())
     packages = [package(each) for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
     return Software(
-        python=python, python_required=str(found.metadata["Requires-Python"] or ""), packages=tuple(packages)
+        python=python,
+        python_required=str(found.metadata["Requires-Python"] or ""),
+        packages=tuple(packages),
+        to_compile=lacks_bytecode(),
     )
+
+
+def lacks_bytecode(package: str = "tensorflow") -> str | None:
+    """The folder that a package lies in, if every process compiles it anew: uv leaves it so if not told."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None or Path(importlib.util.cache_from_source(found.origin)).exists():
+        return None
+    writes = not sys.dont_write_bytecode and os.access(Path(found.origin).parent, os.W_OK)
+    return None if writes else str(Path(found.origin).parents[1])
 
 
 def look_at_extra(name: str) -> Package:
@@ -69,11 +89,12 @@ def is_right(package: Package) -> bool:
 
 
 def judge_software(found: Software) -> list[Finding]:
-    """A line about Python, one about the packages."""
+    """A line about Python, one about the packages, one if they are not compiled."""
+    slow = [_judge_bytecode(found.to_compile)] if found.to_compile else []
     if not found.packages:
         text = f"{DISTRIBUTION} is not installed as a distribution, so the versions of its packages are not checked"
-        return [ok("python", found.python), warning("packages", text, "pip install -e . in the checkout")]
-    return [_judge_python(found), _judge_packages(found.packages)]
+        return [ok("python", found.python), warning("packages", text, "pip install -e . in the checkout"), *slow]
+    return [_judge_python(found), _judge_packages(found.packages), *slow]
 
 
 def _judge_python(found: Software) -> Finding:
@@ -81,6 +102,11 @@ def _judge_python(found: Software) -> Finding:
         return ok("python", found.python)
     text = f"{found.python}, wanted {found.python_required}"
     return error("python", text, "a new environment: make venv PYTHON=python3.11, or load such a module before")
+
+
+def _judge_bytecode(folder: str) -> Finding:
+    text = "the packages lie there without Python's bytecode, so that every process compiles them, for 5 to 10 s"
+    return warning("bytecode", text, shlex.join(["python", "-m", "compileall", "-q", folder]) + ", once, as its owner")
 
 
 def _judge_packages(packages: tuple[Package, ...]) -> Finding:

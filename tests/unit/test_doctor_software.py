@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import py_compile
 import sys
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,32 @@ def test_the_pins_are_those_of_the_metadata() -> None:
     assert not {"horovod", "pytest"} & set(by_name)  # of extras
     assert by_name["tensorflow"].required == "==2.18.*"
     assert by_name["tensorflow"].installed == importlib.metadata.version("tensorflow")
-    assert [line.level for line in judge_software(found)] == ["ok", "ok"]
+    assert [line.level for line in judge_software(found) if line.name != "bytecode"] == ["ok", "ok"]
     assert look_at_extra("horovod").required == "==0.28.1"
     assert look_at_extra("nothing-of-this-name") == Package(name="nothing-of-this-name", required="", installed=None)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "forbidden", "slow"), [(True, True, False), (False, False, False), (False, True, True)]
+)
+def test_packages_that_every_process_would_compile(
+    compiled: bool, forbidden: bool, slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "a_package/__init__.py"
+    source.parent.mkdir()
+    source.touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", forbidden)
+    if compiled:
+        py_compile.compile(str(source))
+    found = software.lacks_bytecode("a_package")
+    assert found == (str(tmp_path) if slow else None)
+    lines = judge_software(Software(**PYTHON, packages=(NUMPY,), to_compile=found))
+    assert [line.fix.split(",")[0] for line in lines[2:]] == [f"python -m compileall -q {tmp_path}"] * slow
+
+
+def test_what_is_not_there_needs_no_compiling() -> None:
+    assert software.lacks_bytecode("nothing_of_this_name") is None
 
 
 def test_a_source_tree_that_is_not_installed_has_no_pins(monkeypatch: pytest.MonkeyPatch) -> None:

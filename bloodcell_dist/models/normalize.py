@@ -1,15 +1,17 @@
 """Batch normalization in training on CPUs, as one operation each way.
 
 oneDNN's forward operation takes 2 to 6 times as long where the channels do not fill the CPU's vectors: 18 ms instead of
-3 for 64 maps of 24x24x72 with AVX-512. TensorFlow's own kernel takes half of that; it is what runs in five dimensions.
-For the gradient oneDNN's is the faster one everywhere (`benchmarks/kernels.py --norms`).
+3 for 64 maps of 24x24x72 with AVX-512. There, neighbouring places are taken together as one place with more channels,
+which do (`benchmarks/kernels.py --norms`).
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -18,18 +20,19 @@ def normalize(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: f
     """Each channel less its mean, by its standard deviation over the batch (biased), times scale, plus offset.
 
     Args:
-        inputs: float32 [B, H, W, C], C known when traced.
+        inputs: float32 [B, H, W, C], all known when traced.
         scale, offset: float32 [C].
         epsilon: added to the variance.
     """
-    if inputs.shape[-1] % _floats_per_vector() == 0:
-        return _batchnorm(inputs, scale, offset, epsilon, "NHWC")[0]
+    together = _floats_per_vector() // math.gcd(inputs.shape[-1], _floats_per_vector())
+    if together == 1 or inputs.shape[0] is None or inputs.shape[0] % together:
+        return tf.raw_ops.FusedBatchNormV3(x=inputs, scale=scale, offset=offset, **_training(epsilon)).y
 
     @tf.custom_gradient
     def normalized(
         inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
-        outputs, mean, variance = _batchnorm(inputs[:, tf.newaxis], scale, offset, epsilon, "NDHWC")
+        outputs, mean, variance = _folded(inputs, scale, offset, epsilon, together)
 
         def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             found = tf.raw_ops.FusedBatchNormGradV3(
@@ -44,26 +47,29 @@ def normalize(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: f
             )
             return found.x_backprop, found.scale_backprop, found.offset_backprop
 
-        return outputs[:, 0], gradients
+        return outputs, gradients
 
     return normalized(inputs, scale, offset)
 
 
-def _batchnorm(
-    inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float, layout: str
+def _folded(
+    inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float, together: int
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The normalized values, and the mean and variance that the gradient needs."""
-    found = tf.raw_ops.FusedBatchNormV3(
-        x=inputs,
-        scale=scale,
-        offset=offset,
-        mean=tf.zeros([0]),
-        variance=tf.zeros([0]),
-        epsilon=epsilon,
-        is_training=True,
-        data_format=layout,
-    )
-    return found.y, found.reserve_space_1, found.reserve_space_2
+    """The normalized values, mean and variance, from those of places that lie `together` apart."""
+    count, height, width, channels = inputs.shape
+    folded = tf.reshape(inputs, [count // together, height, width, together * channels])
+    scales, offsets = tf.tile(scale, [together]), tf.tile(offset, [together])
+    found = tf.raw_ops.FusedBatchNormV3(x=folded, scale=scales, offset=offsets, **_training(epsilon))
+    means, variances = (tf.reshape(of, [together, channels]) for of in (found.reserve_space_1, found.reserve_space_2))
+    mean = tf.reduce_mean(means, 0)
+    variance = tf.reduce_mean(variances + (means - mean) ** 2, 0)  # within and between
+    factor = scale * tf.math.rsqrt(variance + epsilon)
+    outputs = folded * tf.tile(factor, [together]) + tf.tile(offset - mean * factor, [together])
+    return tf.reshape(outputs, inputs.shape), mean, variance
+
+
+def _training(epsilon: float) -> dict[str, Any]:
+    return {"mean": tf.zeros([0]), "variance": tf.zeros([0]), "epsilon": epsilon, "is_training": True}
 
 
 @functools.cache

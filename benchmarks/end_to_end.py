@@ -10,8 +10,15 @@ thread for every core. With `--passes 2` ours computes the gradients of twice 32
 (`optimizer.accumulate_steps=2`), each operation on one thread; with `--ranks 2` it is two Horovod ranks of one thread
 each. In both, BatchNorm goes by the 32, and the usual script runs in a process of its own.
 
-Measured on 2 cores (AMD EPYC, virtual), TensorFlow 2.18.1, 25 November 2026, 5 turns of 20 steps, real cells: ours 737
-images/s (686 to 756), the usual script 332 (314 to 339), 2.22 times (2.17 to 2.37). Goal: 3.
+Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 November 2026, 7 turns of 20 steps, real
+cells, ours / usual. Goal: 3.
+
+    before the last change of BatchNorm   381 / 144 images/s   2.64 (2.44 to 3.00)
+    --ranks 2, likewise (5 turns)         356 / 127 images/s   2.80 (2.58 to 3.29)
+    --passes 2, after it                  399 / 139 images/s   2.87 (2.62 to 3.14)
+    --passes 4, after it (5 turns)        418 / 185 images/s   2.26 (2.03 to 2.66)
+
+On another machine (AMD EPYC), 25 November 2026, with the kernels of that day: 737 / 332 images/s, 2.22 (2.17 to 2.37).
 """
 
 from __future__ import annotations

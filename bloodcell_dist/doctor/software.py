@@ -43,19 +43,15 @@ class Software(Facts):
 
 def look_at_software() -> Software:
     """What the metadata of this distribution require, and what is installed."""
-    python = platform.python_version()
+    alone = Software(python=platform.python_version(), to_compile=lacks_bytecode())
     try:
         found = importlib.metadata.distribution(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        return Software(python=python, to_compile=lacks_bytecode())
+        return alone
     wanted = map(Requirement, found.requires or ())
     packages = [package(each) for each in wanted if each.marker is None or each.marker.evaluate({"extra": ""})]
-    return Software(
-        python=python,
-        python_required=str(found.metadata["Requires-Python"] or ""),
-        packages=tuple(packages),
-        to_compile=lacks_bytecode(),
-    )
+    required = str(found.metadata["Requires-Python"] or "")
+    return alone.model_copy(update={"python_required": required, "packages": tuple(packages)})
 
 
 def lacks_bytecode(package: str = "tensorflow") -> str | None:

@@ -72,7 +72,7 @@ class ZeroPadding2D(keras.layers.ZeroPadding2D):
 
 
 class Conv2D(keras.layers.Conv2D):
-    """Convolutions of single places as matrix products, which take a tenth to a half less time."""
+    """Convolutions of single places as matrix products, which oneDNN computes faster, in the gradients most of all."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """float [B, H, W, C] as given."""

@@ -1,4 +1,4 @@
-"""Batch normalization in training on CPUs, as one operation each way.
+"""Batch normalization in training on CPUs by oneDNN's operations, around the slow path of one of them.
 
 oneDNN's forward operation takes 2 to 6 times as long where the channels do not fill the CPU's vectors: 18 ms instead of
 3 for 64 maps of 24x24x72 with AVX-512. There, neighbouring places are taken together as one place with more channels,
@@ -20,7 +20,7 @@ def normalize(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: f
     """Each channel less its mean, by its standard deviation over the batch (biased), times scale, plus offset.
 
     Args:
-        inputs: float32 [B, H, W, C], all known when traced.
+        inputs: float32 [B, H, W, C], H, W and C known when traced; B too, or the slow path is taken.
         scale, offset: float32 [C].
         epsilon: added to the variance.
     """

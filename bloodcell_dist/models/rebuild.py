@@ -5,7 +5,7 @@
 - Stochastic depth becomes ours, which draws statelessly; where the stock network has none, it is added.
 - Pre-processing computes in float32 under every precision policy, and EfficientNetB0's is always that of its ImageNet
   weights: stock Keras adds part of it only when it loads these weights itself.
-- BatchNorm, depthwise convolutions and activations have faster kernels for training on CPUs, see `kernels`.
+- BatchNorm, convolutions, padding and activations have faster kernels for training on CPUs, see `kernels`.
 - Nested models are opened, so that the layers lie flat.
 """
 

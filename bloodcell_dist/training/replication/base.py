@@ -17,7 +17,7 @@ from bloodcell_dist.cluster.workers import Workers
 from bloodcell_dist.data.sampling import replica_slice
 
 # Where tf.data tunes itself, the end of a feed may wait for its tuning thread: measured, 18 of 50 feeds of 1 s lost up
-# to 1.3 s, and those of minutes lost more. There is nothing to tune for a few hundred bytes per step.
+# to 1.3 s, and those of minutes lost more. There is nothing to tune in one gather per call.
 _UNTUNED = tf.data.Options()
 _UNTUNED.autotune.enabled = False
 

@@ -134,7 +134,8 @@ def warp(images: tf.Tensor, affine: Affine, fill_mode: str = "reflect", fill_val
         return [tf.gather(words, corner + offset, batch_dims=1) for offset in offsets] + [right_share, bottom_share]
 
     def skip() -> list[tf.Tensor]:
-        return [tf.zeros_like(corner, tf.uint64)] * 4 + [right_share, bottom_share]
+        # With the words, or they are made in the other branch, see `layout.settled`.
+        return [tf.zeros_like(corner, tf.uint64) + words[:, :1, None]] * 4 + [right_share, bottom_share]
 
     *corners, right_share, bottom_share = tf.cond(tf.reduce_any(moves), read, skip)
     upper_left, upper_right, lower_left, lower_right = (_unpack(corner) for corner in corners)

@@ -32,9 +32,18 @@ def settled(*tensors: tf.Tensor) -> Any:
     kept = tf.cond(
         tf.logical_not(first <= -1.0),  # so that NaN stays NaN
         lambda: list(tensors),
-        lambda: [tf.zeros_like(tensor) for tensor in tensors],
+        lambda: [_other(tensor) for tensor in tensors],
     )
     return kept if len(tensors) > 1 else kept[0]
+
+
+def _other(tensor: tf.Tensor) -> tf.Tensor:
+    """What the branch that is never taken makes of a tensor.
+
+    It must need the tensor too: what one branch alone needs, TensorFlow's optimizer moves into that branch where the
+    compiled function is called from another one (`experimental_conditional_code_motion`), and nothing is settled.
+    """
+    return tf.logical_not(tensor) if tensor.dtype == tf.bool else tensor + tf.ones_like(tensor)
 
 
 def rows(images: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,9 @@
 """Every layer as a KerasCV layer: plain calls, tf.data pipelines, configurations."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import keras_cv
 import numpy as np
@@ -130,11 +134,42 @@ def test_pictures_stay_float32_under_mixed_precision(batch):
 
 
 def test_settled_tensors_are_the_same_compiled_and_not():
-    tensors = [tf.constant([0.0, 3.0, 255.0]), tf.constant([-5, 2]), tf.constant([7], tf.uint8)]
+    tensors = [tf.constant([0.0, 3.0, 255.0]), tf.constant([-5, 2]), tf.constant([7], tf.uint8), tf.constant([True])]
     for call in (settled, tf.function(settled), tf.function(settled, jit_compile=True)):
         for got, expected in zip(call(*tensors), tensors, strict=True):
             assert got.dtype == expected.dtype
             np.testing.assert_array_equal(got, expected)
+
+
+_INSIDE_ANOTHER_FUNCTION = """
+import tensorflow as tf
+from bloodcell_dist.augment import geometry, layout
+
+@tf.function(jit_compile=True, autograph=False)
+def program(images):
+    settled = layout.settled(images, tf.sqrt(images))[1]
+    return geometry.warp(settled, geometry.rotation(images[:, 0, 0, 0]))
+
+# More than the few operations that TensorFlow's optimizer leaves alone.
+tf.function(lambda images: program(tf.abs(images) + 1.0) * 2.0, autograph=False)(tf.ones([2, 8, 8, 3]))
+"""
+
+
+def test_what_is_settled_stays_before_the_branch_in_a_program_that_another_function_calls(tmp_path):
+    """TensorFlow's optimizer moves into a branch what that branch alone needs; the training step calls it so."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={tmp_path} --xla_dump_hlo_as_text"
+    subprocess.run(
+        [sys.executable, "-c", _INSIDE_ANOTHER_FUNCTION],
+        env=os.environ | {"XLA_FLAGS": flags, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        timeout=300,
+        check=True,
+    )
+    (dump,) = tmp_path.glob("*program*.before_optimizations.txt")
+    main = dump.read_text().partition("ENTRY")[2]
+    assert "conditional(" in main
+    assert "sqrt(" in main  # of settled
+    assert "shift-left(" in main  # the words of which warp reads four per pixel
 
 
 def test_settled_keeps_nan_and_adds_nothing_where_there_is_a_gpu(monkeypatch):

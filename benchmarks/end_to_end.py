@@ -13,10 +13,10 @@ each. In both, BatchNorm goes by the 32, and the usual script runs in a process 
 Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 November 2026, 7 turns of 20 steps, real
 cells, ours / usual. Goal: 3.
 
-    before the last change of BatchNorm   381 / 144 images/s   2.64 (2.44 to 3.00)
-    --ranks 2, likewise (5 turns)         356 / 127 images/s   2.80 (2.58 to 3.29)
-    --passes 2, after it                  399 / 139 images/s   2.87 (2.62 to 3.14)
-    --passes 4, after it (5 turns)        418 / 185 images/s   2.26 (2.03 to 2.66)
+    as it is now                          438 / 143 images/s   3.06 (2.67 to 3.71)
+    before branches kept XLA from fusing  416 / 141 images/s   2.96 (2.54 to 3.33)
+    --ranks 2, likewise before            365 / 124 images/s   2.94 (2.36 to 3.59)
+    --passes 2, likewise before           399 / 138 images/s   2.90 (2.54 to 3.51)
 
 On another machine (AMD EPYC), 25 November 2026, with the kernels of that day: 737 / 332 images/s, 2.22 (2.17 to 2.37).
 """

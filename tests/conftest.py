@@ -31,6 +31,15 @@ hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
+def shared_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Processes that tests start find what XLA compiled for others: half of what a short training takes is that."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    flags = f"{os.environ.get('TF_XLA_FLAGS', '')} --tf_xla_persistent_cache_directory={folder / 'xla'}"
+    os.environ["TF_XLA_FLAGS"] = flags.strip()
+
+
+@pytest.fixture(scope="session")
 def serve() -> Callable[[Path], contextlib.AbstractContextManager[str]]:
     """serve(folder): a context with the address of a server of its files, a hospital's mirror say."""
     return _served

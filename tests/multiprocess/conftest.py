@@ -20,6 +20,11 @@ import pytest
 TIMEOUT_S = 500.0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(shared_programs: None) -> None:
+    """Most of these processes compile what others have compiled."""
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """How many of what.

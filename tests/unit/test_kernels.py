@@ -39,7 +39,10 @@ def agree(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float)
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
 
 
-RANDOM = np.random.default_rng(0)
+@pytest.fixture
+def random() -> np.random.Generator:
+    """Draws that do not depend on which tests ran before: how far rounding shows depends on them."""
+    return np.random.default_rng(0)
 
 
 SHAPES = [  # side of the filter, stride, height, width
@@ -53,18 +56,18 @@ SHAPES = [  # side of the filter, stride, height, width
     [(*shape, "SAME") for shape in SHAPES] + [(*shape, "VALID") for shape in SHAPES if min(shape[2:]) >= shape[0]],
 )
 def test_depthwise_convolutions_have_the_gradients_of_tensorflow(
-    size: int, stride: int, height: int, width: int, padding: str
+    size: int, stride: int, height: int, width: int, padding: str, random: np.random.Generator
 ) -> None:
-    inputs = RANDOM.normal(size=(4, height, width, 6)).astype(np.float32)
-    filters = RANDOM.normal(size=(size, size, 6, 1)).astype(np.float32)
+    inputs = random.normal(size=(4, height, width, 6)).astype(np.float32)
+    filters = random.normal(size=(size, size, 6, 1)).astype(np.float32)
     strides = [1, stride, stride, 1]
     expected = gradients(lambda x, w: tf.nn.depthwise_conv2d(x, w, strides, padding), inputs, filters)
     agree(gradients(lambda x, w: depthwise_conv2d(x, w, stride, padding), inputs, filters), expected, 2e-6)
 
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "hard_silu"])
-def test_activations_have_the_gradients_of_keras(name: str) -> None:
-    inputs = np.concatenate([RANDOM.normal(size=200, scale=3), [-3.0, 3.0, 0.0, -40.0, 40.0]]).astype(np.float32)
+def test_activations_have_the_gradients_of_keras(name: str, random: np.random.Generator) -> None:
+    inputs = np.concatenate([random.normal(size=200, scale=3), [-3.0, 3.0, 0.0, -40.0, 40.0]]).astype(np.float32)
     layer = kernels.Activation(name)
     expected = gradients(layer, inputs)
     with cpu_kernels():
@@ -86,10 +89,10 @@ CONVOLUTIONS = {
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 @pytest.mark.parametrize("padding", [None, ((0, 1), (0, 1)), ((1, 1), (1, 1))])
-def test_convolutions_have_the_gradients_of_keras(kind: str, padding: tuple[tuple[int, int], ...] | None) -> None:
-    # Draws of its own: a bias' gradient is a sum that may cancel, so how far rounding shows depends on them.
-    generator = np.random.default_rng(0)
-    inputs = generator.normal(size=(4, 8, 8, 6)).astype(np.float32)
+def test_convolutions_have_the_gradients_of_keras(
+    kind: str, padding: tuple[tuple[int, int], ...] | None, random: np.random.Generator
+) -> None:
+    inputs = random.normal(size=(4, 8, 8, 6)).astype(np.float32)
     stock = [CONVOLUTIONS[kind]] if padding is None else [keras.layers.ZeroPadding2D(padding), CONVOLUTIONS[kind]]
     layers = [with_kernels(layer).from_config(layer.get_config()) for layer in stock]
 
@@ -98,7 +101,7 @@ def test_convolutions_have_the_gradients_of_keras(kind: str, padding: tuple[tupl
             return keras.Sequential(layers)(inputs, training=True)
 
     keras.Sequential(layers)(inputs)
-    weights = [generator.normal(size=variable.shape).astype(np.float32) for variable in layers[-1].trainable_variables]
+    weights = [random.normal(size=variable.shape).astype(np.float32) for variable in layers[-1].trainable_variables]
     expected = gradients(call, inputs, *weights)
     with cpu_kernels():
         agree(gradients(call, inputs, *weights), expected, 2e-6)
@@ -130,12 +133,12 @@ def test_padding_that_same_padding_is_too_copies_nothing(
 
 @pytest.mark.parametrize("channels", [6, 8, 16, 24, 32])  # some fill the CPU's vectors, some do not
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_batchnorm_has_the_gradients_of_keras(dtype: str, channels: int) -> None:
-    inputs = (5.0 + 3.0 * RANDOM.normal(size=(8, 5, 5, channels))).astype(np.float32)
+def test_batchnorm_has_the_gradients_of_keras(dtype: str, channels: int, random: np.random.Generator) -> None:
+    inputs = (5.0 + 3.0 * random.normal(size=(8, 5, 5, channels))).astype(np.float32)
     layer = kernels.BatchNormalization(dtype=dtype)
     layer.build(inputs.shape)
     statistics = [np.zeros(channels), np.ones(channels)]
-    layer.set_weights([RANDOM.uniform(0.5, 1.5, channels), RANDOM.normal(size=channels), *statistics])
+    layer.set_weights([random.uniform(0.5, 1.5, channels), random.normal(size=channels), *statistics])
 
     def call(inputs: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
         with keras.StatelessScope(list(zip([layer.gamma, layer.beta], weights, strict=True))):
@@ -152,7 +155,7 @@ def test_batchnorm_is_keras_own_where_no_batch_counts(kind: str) -> None:
     layer = kernels.BatchNormalization()
     layer.build((None, 4, 4, 3))
     layer.trainable = kind != "frozen"
-    inputs = RANDOM.normal(size=(2, 4, 4, 3)).astype(np.float32)
+    inputs = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
 
     def operations() -> set[str]:
         with cpu_kernels(kind != "outside"), keras.StatelessScope():

@@ -68,8 +68,9 @@ def test_another_seed_gives_other_weights() -> None:
     assert np.abs(one - two).max() > 0.01
 
 
-LARGE = ("efficientnetv2s", "efficientnetv2m", "convnextbase")
-ALL = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in BACKBONES]
+MARKS = dict.fromkeys(("efficientnetv2s", "convnextbase"), pytest.mark.slow)
+MARKS["efficientnetv2m"] = pytest.mark.thorough  # V2S with more blocks
+ALL = [pytest.param(name, marks=MARKS.get(name, ())) for name in BACKBONES]
 
 
 @pytest.mark.parametrize("backbone", ALL)

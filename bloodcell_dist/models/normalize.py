@@ -63,9 +63,14 @@ def _folded(
     means, variances = (tf.reshape(of, [together, channels]) for of in (found.reserve_space_1, found.reserve_space_2))
     mean = tf.reduce_mean(means, 0)
     variance = tf.reduce_mean(variances + (means - mean) ** 2, 0)  # within and between
-    given = {"mean": tf.tile(mean, [together]), "variance": tf.tile(variance, [together])}
     outputs = tf.raw_ops.FusedBatchNormV3(
-        x=folded, scale=scales, offset=offsets, **given, epsilon=epsilon, is_training=False
+        x=folded,
+        scale=scales,
+        offset=offsets,
+        mean=tf.tile(mean, [together]),
+        variance=tf.tile(variance, [together]),
+        epsilon=epsilon,
+        is_training=False,
     ).y
     return tf.reshape(outputs, inputs.shape), mean, variance
 

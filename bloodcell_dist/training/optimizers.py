@@ -83,18 +83,14 @@ def new_weight(
     slots: Slots,
     *,
     learning_rate: tf.Tensor,
-    weight_decay: float,
+    weight_decay: tf.Tensor | float,
     count: tf.Tensor,
 ) -> tuple[tf.Tensor, Slots]:
-    """The weight and slots after one update; all tensors in the weight's shape, learning_rate a scalar."""
+    """The weight and slots after one update; rate, decay and count are scalars or broadcast to its shape."""
     direction, slots = rule.direction(gradient, slots, count)
     return weight * (1.0 - learning_rate * weight_decay) - learning_rate * direction, slots
 
 
-def clip_by_global_norm(gradients: list[tf.Tensor], limit: float | None) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Gradients scaled down so that their joint L2 norm is at most `limit` (None: not at all), and that norm."""
-    norm = tf.sqrt(tf.add_n([tf.reduce_sum(gradient**2) for gradient in gradients]))
-    if limit is None:
-        return gradients, norm
-    factor = limit / tf.maximum(norm, limit)
-    return [gradient * factor for gradient in gradients], norm
+def clip_factor(norm: tf.Tensor, limit: float | None) -> tf.Tensor:
+    """What gradients of this joint L2 norm are multiplied with, so that it is at most `limit` (None: 1)."""
+    return tf.ones([]) if limit is None else limit / tf.maximum(norm, limit)

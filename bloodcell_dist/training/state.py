@@ -38,7 +38,7 @@ class TrainingState:
 
     def variables(self) -> list[tf.Variable]:
         """Weights and optimizer state, in an order that is the same on all workers."""
-        return [*self.weights(), *self._update.state().values()]
+        return [*self.weights(), *self._update.variables()]
 
     def weights(self) -> list[tf.Variable]:
         """Of the network."""
@@ -54,8 +54,7 @@ class TrainingState:
         run continues from.
         """
         weights = {f"weights/{name}": tf.convert_to_tensor(variable.value) for name, variable in self._named()}
-        state = self._update.state()
-        optimizer = {f"optimizer/{name}": tf.convert_to_tensor(variable) for name, variable in state.items()}
+        optimizer = {f"optimizer/{name}": array for name, array in self._update.arrays().items()}
         best = {f"best/{name}": value for name, value in self._best.items()}
         return weights | optimizer | best | self._record.arrays()
 
@@ -70,8 +69,9 @@ class TrainingState:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up the arrays of a checkpoint. Raises UserError if they are another network's or optimizer's."""
-        targets: dict[str, Any] = {f"weights/{name}": variable for name, variable in self._named()}
-        targets |= {f"optimizer/{name}": variable for name, variable in self._update.state().items()}
+        weights = {f"weights/{name}": variable for name, variable in self._named()}
+        optimizer = {f"optimizer/{name}": array for name, array in self._update.arrays().items()}
+        targets = weights | optimizer
         saved = {name for name in arrays if not name.startswith(("epoch/", "best/"))}
         if saved != set(targets):
             odd = sorted(saved ^ set(targets))
@@ -85,8 +85,9 @@ class TrainingState:
                     f"the checkpoint holds another network: {name} has shape {arrays[name].shape}, expected "
                     f"{tuple(variable.shape)}; use another --run-dir"
                 )
-        for name, variable in targets.items():
+        for name, variable in weights.items():
             variable.assign(arrays[name])
+        self._update.restore({name.removeprefix("optimizer/"): arrays[name] for name in optimizer})
         self._best = {name.removeprefix("best/"): arrays[name] for name in arrays if name.startswith("best/")}
         self._record.restore(arrays)
 
@@ -99,8 +100,8 @@ class TrainingState:
         """
         before = self._model.get_weights()
         try:
-            for weight, average in zip(self._update.weights, self._update.averages, strict=False):  # none without EMA
-                weight.assign(average)
+            for number, average in self._update.averages().items():
+                self._update.weights[number].assign(average)
             recalibrate()
             yield
         finally:

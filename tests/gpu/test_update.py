@@ -44,7 +44,7 @@ class Run:
         return bool(finite)
 
     def state(self) -> dict[str, np.ndarray]:
-        named = {name: variable.numpy() for name, variable in self.update.state().items()}
+        named = {name: np.array(array) for name, array in self.update.arrays().items()}
         return named | {f"weights/{number}": weight.numpy() for number, weight in enumerate(self.weights)}
 
 
@@ -79,4 +79,4 @@ def test_updates_are_those_of_the_cpu(device: str, rule: str) -> None:
 
 def test_all_of_its_state_lies_on_the_gpu(device: str) -> None:
     run = Run(device, "adamw")
-    assert {variable.device.split("/")[-1] for variable in run.update.state().values()} == {f"device:{device}"}
+    assert {variable.device.split("/")[-1] for variable in run.update.variables()} == {f"device:{device}"}

@@ -19,7 +19,7 @@ from bloodcell_dist.training.packs import Pack
 class Values(NamedTuple):
     """Of a pack, tensors in its shape."""
 
-    weight: tf.Tensor | None  # None: it does not train
+    weight: tf.Tensor | None  # None, and no slots, after an update in which it did not train
     slots: Slots
     average: tf.Tensor | None  # None: not kept
 
@@ -101,15 +101,17 @@ class Advance:
         # Each weight has its own count: one that joins later has slots that begin at zero, and AdamW's correction for
         # that goes by the number of its own updates.
         counts = tf.where(finite, counts + trains, counts)
-        of_weights = [learning_rate * self._multipliers, tf.constant(self._decays), counts, trains]
+        of_weights = [learning_rate * self._multipliers, tf.constant(self._decays, tf.float32), counts, trains]
+        # Early on the averages forget faster, so as not to remember the random start.
+        shares = (
+            [] if self._ema_decay is None else [1.0 - tf.minimum(self._ema_decay, (1.0 + counts) / (10.0 + counts))]
+        )
         after = []
         for pack, (weight, slots, average), gradient in zip(self._packs, before, gradients, strict=True):
             if gradient is not None:
                 weight, slots = self._train(weight, slots, gradient, pack.spread(of_weights), factor, finite)
             if average is not None:
-                # Early on it is shorter, so that the average does not remember the random start.
-                decays = tf.minimum(self._ema_decay, (1.0 + counts) / (10.0 + counts))
-                average = self._follow(average, weight, *pack.spread([1.0 - decays]), finite)
+                average = self._follow(average, weight, *pack.spread(shares), finite)
             after.append(Values(weight, slots, average) if gradient is not None else Values(None, (), average))
         return Advanced(norm, finite, counts, after)
 

@@ -66,7 +66,7 @@ class Checkpoints:
 
         Args:
             step: updates made.
-            arrays: by name; NumPy's, or TensorFlow's, which are copied to the host here, one after the other.
+            arrays: by name; NumPy's, or what becomes one (TensorFlow's, say), which are copied here, one by one.
             progress: JSON values.
         """
         target = self._folder / f"step-{step:08d}"

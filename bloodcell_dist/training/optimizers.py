@@ -1,8 +1,8 @@
 """The update rules as pure functions of reduced gradients: Lion, AdamW, SGD.
 
 Keras' optimizers sum gradients across replicas themselves, clip before that sum and ask replica 0 alone whether
-gradients are finite (keras#20585 and tests of this stack), so they do not fit the split step. These rules know one
-tensor each; `update.py` applies them to a network.
+gradients are finite (keras#20585 and tests of this stack), so they do not fit the split step. These rules go number by
+number, so that several weights may lie in one tensor; `advance.py` applies them to a network.
 
 All tensors are float32. Weight decay is decoupled (Loshchilov and Hutter, arXiv 1711.05101): each update first shrinks
 the weight by learning_rate x weight_decay.
@@ -26,7 +26,8 @@ class Rule:
         name: as in `optimizer.name`.
         slot_names: the state kept for each weight, zero at the start, in the weight's shape.
         direction: (gradient, slots, count) to (direction, new slots); the weight moves by -learning_rate x direction.
-            `count` is the float32 number of this update, from 1.
+            Element by element, without norms of a tensor. `count` is the float32 number of this update, from 1; a
+            scalar or of a shape that goes with the gradient's. Where it is 0 nobody uses the result.
     """
 
     name: str

@@ -29,7 +29,7 @@ class Part:
     shape: tuple[int, ...]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.cut()[self.number], dtype)
+        return np.array(self.cut()[self.number], dtype, copy=copy)
 
 
 class PackedState:
@@ -110,7 +110,7 @@ class PackedState:
     def restore(self, arrays: Mapping[str, Any]) -> None:
         """Take up what `arrays` gave."""
         for kind, variable in self.variables().items():
-            variable.assign(self.pack.join([tf.constant(arrays[f"{kind}/{name}"]) for name in self._names]))
+            variable.assign(self.pack.join([tf.constant(arrays[f"{kind}/{name}"], tf.float32) for name in self._names]))
 
     def _weight(self) -> tf.Tensor:
         return self.pack.join([weight.read_value() for weight in self._weights])

@@ -45,7 +45,7 @@ class TrainingState:
         return [variable.value for _, variable in self._named()]
 
     def arrays(self) -> dict[str, Any]:
-        """Everything as it is now, by name: NumPy arrays, or tensors that later updates leave alone.
+        """Everything as it is now, by name: NumPy arrays, or what becomes one and is left alone by later updates.
 
         Nothing is copied: TensorFlow shares a variable's buffer with those who have read it, and gives the next update
         another one as long as somebody holds it.
@@ -70,20 +70,20 @@ class TrainingState:
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up the arrays of a checkpoint. Raises UserError if they are another network's or optimizer's."""
         weights = {f"weights/{name}": variable for name, variable in self._named()}
-        optimizer = {f"optimizer/{name}": array for name, array in self._update.arrays().items()}
-        targets = weights | optimizer
+        optimizer = {f"optimizer/{name}": tuple(array.shape) for name, array in self._update.arrays().items()}
+        shapes = {name: tuple(variable.shape) for name, variable in weights.items()} | optimizer
         saved = {name for name in arrays if not name.startswith(("epoch/", "best/"))}
-        if saved != set(targets):
-            odd = sorted(saved ^ set(targets))
+        if saved != set(shapes):
+            odd = sorted(saved ^ set(shapes))
             raise UserError(
                 f"the checkpoint holds another network or optimizer: {len(odd)} names differ, such as {odd[0]}; "
                 "use another --run-dir"
             )
-        for name, variable in targets.items():
-            if arrays[name].shape != tuple(variable.shape):
+        for name, shape in shapes.items():
+            if arrays[name].shape != shape:
                 raise UserError(
                     f"the checkpoint holds another network: {name} has shape {arrays[name].shape}, expected "
-                    f"{tuple(variable.shape)}; use another --run-dir"
+                    f"{shape}; use another --run-dir"
                 )
         for name, variable in weights.items():
             variable.assign(arrays[name])

@@ -64,9 +64,9 @@ class Update:
             xla=xla,
             one_program="GPU" in weights[0].device,
         )
-        # int64: TensorFlow keeps int32 variables in host memory, where a program compiled for a GPU cannot use them.
-        self._finite_updates = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.loss_scale = tf.Variable(INITIAL_LOSS_SCALE if loss_scaling else 1.0, trainable=False)
+        # int64: TensorFlow keeps int32 variables in host memory, also those of a GPU.
+        self._finite_updates = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._counts = tf.Variable(tf.zeros([len(self.weights)]), trainable=False)
         self.select(range(len(self.weights)))
 

@@ -11,7 +11,7 @@ from bloodcell_dist.training.update import INITIAL_LOSS_SCALE, Update
 
 pytestmark = pytest.mark.gpu
 
-SHAPES = [(64, 32), (32,)]
+SHAPES = [(64, 32), (32,), (256, 256), ()]  # a pack of three and one that is alone
 RATE = 0.01
 
 
@@ -29,7 +29,7 @@ class Run:
             self.weights = [tf.Variable(value) for value in draw(0, 1.0)]
             self.update = Update(
                 self.weights,
-                ["kernel", "bias"],
+                ["kernel", "bias", "large", "scalar"],
                 make_rule(rule),
                 weight_decay=0.1,
                 clip_norm=1.0,
@@ -54,9 +54,9 @@ def test_a_value_that_is_not_finite_skips_the_update_and_halves_the_scale(device
     run = Run(device, rule)
     assert run.advance(draw(1, INITIAL_LOSS_SCALE))
     before = run.state()
-    kernel, bias = draw(2, INITIAL_LOSS_SCALE)
-    bias[3] = bad
-    assert not run.advance([kernel, bias])
+    gradients = draw(2, INITIAL_LOSS_SCALE)
+    gradients[1][3] = bad
+    assert not run.advance(gradients)
     after = run.state()
     assert after["loss_scale"] == before["loss_scale"] / 2 == INITIAL_LOSS_SCALE / 2
     assert (before["finite_updates"], after["finite_updates"]) == (1, 0)
@@ -70,8 +70,12 @@ def test_a_value_that_is_not_finite_skips_the_update_and_halves_the_scale(device
 def test_updates_are_those_of_the_cpu(device: str, rule: str) -> None:
     here, there = Run(device, rule), Run("CPU:0", rule)
     for step in range(1, 11):
-        gradients = draw(step, INITIAL_LOSS_SCALE)
-        assert here.advance(gradients) and there.advance(gradients)
+        active = [0, 1, 2, 3] if step < 8 else [0, 3]
+        gradients = [draw(step, INITIAL_LOSS_SCALE)[place] for place in active]
+        for run in (here, there):
+            if step in (1, 8):
+                run.update.select(active)
+            assert run.advance(gradients)
     expected = there.state()
     for name, value in here.state().items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)

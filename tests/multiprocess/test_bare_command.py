@@ -13,12 +13,13 @@ import pytest
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
-def test_horovodrun_with_eight_ranks_and_no_arguments(
-    launch: Callable[..., Any], world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("size", [4, pytest.param(8, marks=pytest.mark.thorough)])
+def test_horovodrun_without_arguments(
+    size: int, launch: Callable[..., Any], world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`horovodrun -np 8 python -m bloodcell_dist.train` in an empty folder, on a machine without GPU or cells."""
     monkeypatch.delenv("BLOODCELL_DATA", raising=False)
-    launched = launch(world("horovod", 8), ["-m", "bloodcell_dist.train"], threads=None)
+    launched = launch(world("horovod", size), ["-m", "bloodcell_dist.train"], threads=None)
     assert set(launched.wait(560)) == {0}, launched.text
     speakers = set(re.findall(r"^\[(\d)\]<stdout>", launched.text, re.MULTILINE))
     assert speakers == {"0"}  # one progress display
@@ -26,7 +27,7 @@ def test_horovodrun_with_eight_ranks_and_no_arguments(
     assert json.loads((run / "result.json").read_text())["test_accuracy"] > 0.5
     assert json.loads((run / "status.json").read_text())["exit_status"] == 0
     environment = json.loads((run / "environment.json").read_text())
-    assert (environment["launcher"], environment["workers"], environment["replicas"]) == ("horovod", 8, 8)
+    assert (environment["launcher"], environment["workers"], environment["replicas"]) == ("horovod", size, size)
     writers = {file.name.split(".")[-3] for file in run.glob("tensorboard/*/events*")}
     assert len(writers) == 1  # process id, in TensorBoard's file names
     assert {path.name for path in run.iterdir()} == {
@@ -34,4 +35,4 @@ def test_horovodrun_with_eight_ranks_and_no_arguments(
         *("result.json", "report.html", "model.keras", "status.json", "data.json", "run_id", ".lock"),
         *("cleaning.json", "cleaning.png"),
     }
-    assert re.search(r"strategy = horovod: 8 processes, started by horovodrun", launched.text)
+    assert re.search(rf"strategy = horovod: {size} processes, started by horovodrun", launched.text)

@@ -72,8 +72,8 @@ def cells(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def each(*always: str) -> list[object]:
     """All backbones; those that are not always tried, in this precision, are for `make thorough`.
 
-    The CNN is killed in test_resume and loaded in plain Keras in test_whole_run; the EfficientNets, which take minutes,
-    are trained to their results by their batch scripts in tests/slurm.
+    The CNN is killed in test_resume and loaded in plain Keras in test_whole_run; ConvNeXtBase and the EfficientNets,
+    which take minutes, are trained to their results by their batch scripts in tests/slurm.
     """
     return [pytest.param(name, marks=[] if name in always else [pytest.mark.thorough]) for name in BACKBONES]
 
@@ -81,7 +81,7 @@ def each(*always: str) -> list[object]:
 class TestFloat32:
     """A class for each precision: they run beside each other, and share the six."""
 
-    @pytest.mark.parametrize("backbone", each("convnextbase"))
+    @pytest.mark.parametrize("backbone", each())
     def test_from_the_first_step_to_plain_keras(self, backbone: str, cells: tuple[Path, Path], tmp_path: Path) -> None:
         from_the_first_step_to_plain_keras(backbone, "float32", cells, tmp_path)
 

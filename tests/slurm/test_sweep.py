@@ -62,7 +62,7 @@ def test_six_members_two_at_a_time_and_one_fails(desk: Any) -> None:
         most = max(most, len(running))
         return desk.cluster.job(jobs[1]).state == "COMPLETED"
 
-    desk.cluster.wait_for(over, "the comparison is written", 240)
+    desk.cluster.wait_for(over, "the comparison is written", 500)
     assert most == 2
     rows = rows_of(out)
     states = sorted(row["state"] for row in rows.values())
@@ -83,7 +83,7 @@ def test_the_plain_script_does_the_same(desk: Any) -> None:
     options = ("--array=0-0%1", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0")
     desk.cluster.sbatch(*options, desk.slurm_folder / "sweep.sh", "one.yaml", cwd=desk.folder, env=desk.environment)
     result = desk.folder / "sweeps/plain/comparison.html"
-    desk.cluster.wait_for(result.exists, "the comparison is written", 120)
+    desk.cluster.wait_for(result.exists, "the comparison is written", 400)
     (row,) = rows_of(result.parent).values()
     assert row["state"] == "done"
     (run,) = (result.parent / "runs").iterdir()

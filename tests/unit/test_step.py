@@ -128,16 +128,8 @@ def test_gradients_are_those_of_the_mean_loss() -> None:
     ("slices", "compile"),
     [
         pytest.param(4, PLAIN, id="4-plain"),
+        pytest.param(4, PARTS, id="4-parts", marks=pytest.mark.slow),
         pytest.param(2, WHOLE, id="2-whole", marks=pytest.mark.slow),
-        *(
-            pytest.param(slices, compile, id=f"{slices}-{name}", marks=pytest.mark.slow)
-            for slices, compile, name in (
-                (2, PLAIN, "plain"),
-                (2, PARTS, "parts"),
-                (4, PARTS, "parts"),
-                (4, WHOLE, "whole"),
-            )
-        ),
     ],
 )
 def test_slices_of_the_global_batch_sum_to_the_whole(slices: int, compile: Compile) -> None:

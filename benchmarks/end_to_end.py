@@ -13,8 +13,10 @@ each. In both, BatchNorm goes by the 32, and the usual script runs in a process 
 Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 November 2026, 7 turns of 20 steps, real
 cells, ours / usual. Goal: 3.
 
-    as it is now                          438 / 143 images/s   3.06 (2.67 to 3.71)
-    again, 9 turns of 12 steps                                 2.85 (2.54 to 3.45)
+    as it is now                          381 / 112 images/s   3.40 (1.70 to 3.44)
+    again, 9 turns of 15 steps            395 / 123 images/s   3.22 (2.69 to 3.63)
+    before the update took packs          438 / 143 images/s   3.06 (2.67 to 3.71)
+    likewise, 9 turns of 12 steps                              2.85 (2.54 to 3.45)
     before branches kept XLA from fusing  416 / 141 images/s   2.96 (2.54 to 3.33)
     --ranks 2, likewise before            365 / 124 images/s   2.94 (2.36 to 3.59)
     --passes 2, likewise before           399 / 138 images/s   2.90 (2.54 to 3.51)

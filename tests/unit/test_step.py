@@ -130,6 +130,9 @@ def test_gradients_are_those_of_the_mean_loss() -> None:
         pytest.param(4, PLAIN, id="4-plain"),
         pytest.param(4, PARTS, id="4-parts", marks=pytest.mark.slow),
         pytest.param(2, WHOLE, id="2-whole", marks=pytest.mark.slow),
+        pytest.param(2, PLAIN, id="2-plain", marks=pytest.mark.thorough),
+        pytest.param(2, PARTS, id="2-parts", marks=pytest.mark.thorough),
+        pytest.param(4, WHOLE, id="4-whole", marks=pytest.mark.thorough),
     ],
 )
 def test_slices_of_the_global_batch_sum_to_the_whole(slices: int, compile: Compile) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from bloodcell_dist.cluster.environment import ALONE, ProcessInfo
 from bloodcell_dist.errors import TrainingFailed
+from bloodcell_dist.imports import put_off, uncollected
 from bloodcell_dist.installed import has_horovod, installed_version
 from bloodcell_dist.resolve import Machine
 
@@ -43,7 +44,7 @@ def silenced() -> Iterator[None]:
             os.close(kept)
 
 
-with silenced():
+with silenced(), put_off(), uncollected():
     import keras
     import tensorflow as tf
 

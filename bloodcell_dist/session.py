@@ -11,7 +11,6 @@ from typing import Any
 from bloodcell_dist.arithmetic import work_out
 from bloodcell_dist.assembly import Assembly
 from bloodcell_dist.atomic import atomic_write_json
-from bloodcell_dist.data.cleaning_report import write_cleaning_report
 from bloodcell_dist.data.prepare import Prepared
 from bloodcell_dist.evaluation.epochs import EpochEnd, Standing
 from bloodcell_dist.history import rewrite_metrics
@@ -79,6 +78,8 @@ class Session:
         if self.data.cleaning is not None:
             log.info(self.data.cleaning.summary())
         if self.data.cleaning is not None and not self.run.cleaning.exists():
+            from bloodcell_dist.data.cleaning_report import write_cleaning_report  # the chief alone needs matplotlib
+
             write_cleaning_report(self.data.cleaning, self.data.loaded, self.run.path)
         atomic_write_json(self.run.environment, self.environment)
 

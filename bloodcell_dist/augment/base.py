@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-from keras_cv.layers import VectorizedBaseImageAugmentationLayer
 
 from bloodcell_dist.augment.layout import from_rows, rows, settled
+from bloodcell_dist.imports import put_off
+
+with put_off():
+    from keras_cv.layers import VectorizedBaseImageAugmentationLayer
 
 Range = float | Sequence[float]
 

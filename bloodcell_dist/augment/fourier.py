@@ -71,7 +71,8 @@ def highest(landscape: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     high = tf.reduce_max(functools.reduce(tf.maximum, stripes), axis=1)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
-        above = tf.add_n([tf.cast(stripe > middle[:, None], tf.float32) for stripe in stripes])
+        threshold = middle[:, None]
+        above = tf.add_n([tf.cast(stripe > threshold, tf.float32) for stripe in stripes])
         too_many = tf.reduce_sum(above, axis=1) / (height * width) > share
         low, high = tf.where(too_many, middle, low), tf.where(too_many, high, middle)
     return landscape > (0.5 * (low + high))[:, None, None]

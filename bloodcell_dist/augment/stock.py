@@ -4,8 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import keras_cv
 import tensorflow as tf
+
+from bloodcell_dist.imports import put_off
+
+with put_off():
+    import keras_cv
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import numpy as np
 
 from bloodcell_dist.data.prepare import Prepared
 from bloodcell_dist.errors import UserError
-from bloodcell_dist.evaluation import plots
 from bloodcell_dist.evaluation.epochs import Evaluation, Standing
 from bloodcell_dist.evaluation.metrics import SplitScores, score_split
 from bloodcell_dist.evaluation.result import ModelScores
@@ -105,6 +104,8 @@ def draw_plots(
     run: RunDir, data: Prepared, measured: Measured, class_counts: Mapping[str, Sequence[int]]
 ) -> dict[str, Path]:
     """Draw the pictures of the report into plots/; their paths by name."""
+    from bloodcell_dist.evaluation import plots  # the chief alone draws, at the end: matplotlib can wait
+
     names = data.train.class_names
     split, cells = ("test", data.test) if data.test is not None else ("val", data.val)
     title = {"test": "Test set", "val": "Validation set"}[split]

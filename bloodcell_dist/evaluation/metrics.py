@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
 from bloodcell_dist.errors import TrainingFailed, UserError
 
@@ -67,7 +67,7 @@ def classification_metrics(
     """
     probabilities, labels = _checked(probabilities, labels)
     predicted = probabilities.argmax(axis=1)
-    precision, recall, f1, _ = precision_recall_fscore_support(
+    precision, recall, f1, _ = _sklearn().precision_recall_fscore_support(
         labels, predicted, labels=np.unique(labels), average="macro", zero_division=0
     )
     areas = _areas(probabilities, labels)
@@ -96,7 +96,7 @@ def per_class_table(probabilities: np.ndarray, labels: np.ndarray, class_names: 
     probabilities, labels = _checked(probabilities, labels)
     classes = range(len(class_names))
     predicted = probabilities.argmax(axis=1)
-    scores = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+    scores = _sklearn().precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
     times_predicted = np.bincount(predicted, minlength=len(class_names))
     rows = []
     for name, precision, recall, f1, support, times, area in zip(
@@ -111,7 +111,8 @@ def per_class_table(probabilities: np.ndarray, labels: np.ndarray, class_names: 
 def confusion(probabilities: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts int64 [num_classes, num_classes]: rows are true classes, columns predicted ones."""
     probabilities, labels = _checked(probabilities, labels)
-    return confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(num_classes))
+    counts: np.ndarray = _sklearn().confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(num_classes))
+    return counts
 
 
 def bootstrap_interval(
@@ -159,8 +160,15 @@ def _areas(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     for label in np.unique(labels):
         is_class = labels == label
         if not is_class.all():
-            areas[label] = roc_auc_score(is_class, probabilities[:, label])
+            areas[label] = _sklearn().roc_auc_score(is_class, probabilities[:, label])
     return areas
+
+
+def _sklearn() -> ModuleType:
+    """sklearn.metrics; with scipy.stats it takes a second to import, which only a rank that measures is to pay."""
+    import sklearn.metrics
+
+    return sklearn.metrics
 
 
 def _checked(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

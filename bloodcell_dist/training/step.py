@@ -196,7 +196,8 @@ class Step:
     ) -> StepOutput:
         mine = Batch(*(None if values is None else self._replication.my_part(values) for values in share))
         size = mine.indices.shape[0]
-        first = self._replication.replica_id() * size
+        # A tensor, as a Python number would make a program of its own of every pass and of every rank.
+        first = tf.convert_to_tensor(self._replication.replica_id() * size, tf.int32)
         sums: list[tf.Tensor] = []
         losses, probabilities = [], []
         for start in range(0, size, self._pass_size):

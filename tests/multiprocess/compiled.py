@@ -11,6 +11,7 @@ from bloodcell_dist.augment.policies import POLICY_NAMES, build_policy
 from bloodcell_dist.launch import ending_together, launched, this_process
 from bloodcell_dist.models.dropout import StatelessDropout
 from bloodcell_dist.training.losses import make_loss
+from bloodcell_dist.training.naming import align_names
 from bloodcell_dist.training.optimizers import make_rule
 from bloodcell_dist.training.placement import DeviceCells, HostCells
 from bloodcell_dist.training.replication import Replication, replicate
@@ -54,6 +55,7 @@ def losses_of_steps(replication: Replication, policy: str, kind: type) -> np.nda
     size = BATCH // replication.num_replicas
     step = Step(gradients, update, replication, cells=cells, per_replica_batch_size=size)
     (batch,) = cells.feed(BATCHES, [2])
+    align_names()  # what another test has compiled, XLA need not compile again
     outputs = step(batch, 3, [0.1, 0.1])
     mine = np.stack([np.concatenate(replication.local(output.losses)) for output in outputs])
     return replication.gather([mine], axis=1)[0]

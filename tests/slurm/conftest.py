@@ -347,6 +347,11 @@ def _reason() -> str | None:
     return f"no namespaces here: {tried.stderr.decode().strip()}" if tried.returncode else None
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(shared_programs: None) -> None:
+    """Most of these jobs compile what others have compiled."""
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Cluster]:
     """Two nodes with four cores and two (drawn) GPUs each; CI must have it, a laptop may not."""

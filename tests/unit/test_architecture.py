@@ -16,7 +16,7 @@ NAME = ROOT.name
 # A part imports itself and the layers before it, never a neighbour; within the first layer all may.
 LAYERS = (
     {"", "errors", "logs", "randomness", "locks", "atomic", "outputs", "history", "rundir", "settings", "config"}
-    | {"commandline", "installed", "memory"},
+    | {"commandline", "imports", "installed", "memory"},
     {"cluster", "data", "augment", "models"},
     {"training", "resolve"},
     {"evaluation", "runtime"},

@@ -283,6 +283,26 @@ def test_several_steps_repeat_to_the_bit_and_are_traced_once() -> None:
         np.testing.assert_array_equal(one, other)
 
 
+class SecondRank(SingleDevice):
+    """What a rank of Horovod is to the step: its number is known when traced."""
+
+    rank = 1
+
+
+def test_all_passes_of_all_ranks_share_a_program() -> None:
+    """A program of its own for each would cost its compilation, and no rank would find what another has compiled."""
+    model = network()
+    gradients = function(model, policy="none")
+    for replication in (SingleDevice(), SecondRank()):
+        weights = [weight.value for weight in model.trainable_variables]
+        names = [weight.path for weight in model.trainable_variables]
+        update = Update(weights, names, make_rule("sgd"), weight_decay=0.0, clip_norm=None, ema_decay=None, xla=False)
+        cells = DeviceCells(IMAGES, LABELS, replication)
+        step = Step(gradients, update, replication, cells=cells, per_replica_batch_size=BATCH // 4)
+        step(Batch(tf.constant(INDICES[None])), 0, [0.01])
+    assert gradients.experimental_get_tracing_count() == 1
+
+
 def test_training_lowers_the_loss() -> None:
     step, _, _ = make_step(1, rule="adamw")
     losses = [float(np.mean(step(Batch(tf.constant(INDICES[None])), number, [0.01])[0].losses)) for number in range(40)]

@@ -34,6 +34,15 @@ from bloodcell_dist.training.update import Update
 log = logging.getLogger(__name__)
 
 
+def what_to_compile(xla: str, policy: Policy) -> Compile:
+    """By `train.xla` as resolved (on, parts or off), this machine's devices, and whether a policy can be compiled."""
+    whole = xla == "on" and policy.deterministic
+    some = xla in ("on", "parts")
+    augments = policy.deterministic and bool(policy.layers)  # nothing to compile: a copy of all pictures less
+    gpus = tf.config.list_logical_devices("GPU")
+    return Compile(model=whole, parts=some and augments, kernels=some and not whole and not gpus)
+
+
 class Assembly:
     """A network with all that trains and evaluates it.
 
@@ -66,10 +75,7 @@ class Assembly:
         self._settings, self._data, self._arithmetic = settings, data, arithmetic
         self._policy = self._augmentation()
         on, parts = settings.train.xla == "on", settings.train.xla in ("on", "parts")
-        policy = self._policy
-        augments = policy.deterministic and bool(policy.layers)  # nothing to compile: a copy of all pictures less
-        whole, gpus = on and policy.deterministic, tf.config.list_logical_devices("GPU")
-        self._compile = Compile(model=whole, parts=parts and augments, kernels=parts and not whole and not gpus)
+        self._compile = what_to_compile(settings.train.xla, self._policy)
         # Only what every worker makes in the same order: with several, each variable made in here is a collective.
         with replication.scope():
             self.model = build_classifier(

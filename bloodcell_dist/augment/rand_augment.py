@@ -103,8 +103,10 @@ class RandAugment(GeometricAugmentation):
         return tf.where(draw >= reserved, other, tf.where(redraws, second, len(REDRAWN) + second))
 
     def recolour(self, images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+        # In a graph as a function, which is traced for the first one only: each would take half a second.
+        once = recolour_once if tf.executing_eagerly() else tf.function(recolour_once, autograph=False)
         for operation in self.operations(draws):
-            images = recolour_once(images, operation)
+            images = once(images, operation)
         return images
 
     def affine(self, draws: tf.Tensor, height: int, width: int) -> Affine:

@@ -9,11 +9,13 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
+from bloodcell_dist.assembly import what_to_compile
 from bloodcell_dist.augment.policies import POLICY_NAMES, Policy, build_policy
 from bloodcell_dist.bench.figures import AugmentationFigures, Speed
 from bloodcell_dist.bench.timing import agreed_calls, interleaved, timed
 from bloodcell_dist.bench.workbench import Workbench
 from bloodcell_dist.errors import UserError
+from bloodcell_dist.training.step import augmentation
 
 DRAWS = 32
 """At least so many batches per turn: a policy may choose for a whole batch, and some choices cost more than others."""
@@ -50,13 +52,13 @@ class _Turns:
     """A policy, compiled as in a training, on the same pictures with the numbers of one step after the other."""
 
     def __init__(self, policy: Policy, bench: Workbench, size: int) -> None:
-        self._workers, self._seed, self._policy = bench.replication, bench.settings.train.seed, policy
+        self._workers, self._seed = bench.replication, bench.settings.train.seed
         train, rows = bench.data.train, np.resize(np.arange(bench.data.train.num_examples), size)
         self._pictures = tf.constant(np.asarray(train.images[rows]))
         self._targets = tf.one_hot(train.labels[rows], len(train.class_names))
-        xla = bench.settings.train.xla
-        compiled = policy.deterministic and (xla == "on" or (xla == "parts" and bool(policy.layers)))
-        self._call = tf.function(self._augment, jit_compile=compiled or None, autograph=not policy.deterministic)
+        compile = what_to_compile(bench.settings.train.xla, policy)
+        self._apply = augmentation(policy, compile)
+        self._call = tf.function(self._augment, jit_compile=compile.model or None, autograph=not policy.deterministic)
         self._step = 0
         self.seconds(1)  # traces and compiles
 
@@ -72,4 +74,4 @@ class _Turns:
 
     def _augment(self, pictures: tf.Tensor, targets: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         positions = tf.range(pictures.shape[0])
-        return self._policy(tf.cast(pictures, tf.float32), targets, self._seed, step, positions)
+        return self._apply(pictures, targets, self._seed, step, positions)

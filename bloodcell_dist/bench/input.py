@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-
 from bloodcell_dist.bench.figures import Feed, InputFigures, Speed, ratio
 from bloodcell_dist.bench.timing import calls_per_turn, interleaved
 from bloodcell_dist.bench.trainer import Trainer, Turn, train_in_turns
 from bloodcell_dist.bench.workbench import Workbench
+from bloodcell_dist.data.rows import is_mapped
 
 LEAST = 20  # batches per turn
 
@@ -21,11 +20,10 @@ def measure_input(bench: Workbench) -> InputFigures:
     calls = calls_per_turn(max(trainer.fetch(1) * trainer.updates_per_call for trainer in trainers.values()), LEAST)
     alone = interleaved({name: partial(trainer.fetch, calls) for name, trainer in trainers.items()}, bench.rounds)
     trained = train_in_turns(trainers, bench.rounds)
-    mapped = isinstance(bench.data.loaded.images, np.memmap)
     return InputFigures(
         global_batch_size=size,
         placements={name: _feed(alone[name], trained[name], size) for name in trainers},
-        host_reads_from="memory map" if mapped else "memory",
+        host_reads_from="memory map" if is_mapped(bench.data.train.images) else "memory",
         left_out=None if "device" in trainers else "device: the cells do not fit there",
     )
 

@@ -43,6 +43,11 @@ class Rows:
             raise ValueError("chosen rows of an array cannot be one without a copy")
         return np.asarray(self[:], dtype)
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the rows lie in a file that is memory-mapped, which the ranks of a node share."""
+        return isinstance(self._array, np.memmap)
+
     def take(self, places: np.ndarray) -> Rows:
         """Some of these rows, from the same array."""
         return Rows(self._array, self._rows[places])
@@ -58,6 +63,11 @@ Images = np.ndarray | Rows
 def take_rows(images: Images, places: np.ndarray) -> Rows:
     """The pictures at `places`, int [M], none of them copied."""
     return images.take(places) if isinstance(images, Rows) else Rows(images, places)
+
+
+def is_mapped(images: Images) -> bool:
+    """Whether the pictures lie in a file that is memory-mapped."""
+    return images.is_mapped if isinstance(images, Rows) else isinstance(images, np.memmap)
 
 
 def blocks(images: Images) -> Iterator[memoryview]:

@@ -35,12 +35,12 @@ _scope = _Scope()
 @contextlib.contextmanager
 def cpu_kernels(active: bool = True) -> Iterator[None]:
     """Let layers that are traced inside use the kernels below, if `active`."""
-    before, _scope.active = _scope.active, active
+    before = _scope.active, _scope.padded
+    _scope.active, _scope.padded = active, {}
     try:
         yield
     finally:
-        _scope.active = before
-        _scope.padded.clear()
+        _scope.active, _scope.padded = before
 
 
 def one_program(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:

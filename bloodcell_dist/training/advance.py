@@ -1,7 +1,7 @@
 """The arithmetic of an update: what packs of weights, slots and averages become. Nothing here has a state.
 
-Each pack is compiled by itself: packs of the same shape share a program, and the threads of a CPU have one each. On a
-GPU, where to start a program costs more, all of them are one.
+Each pack is compiled by itself: packs of the same shape share a program, and the threads of a CPU have one each. Where
+to start a program costs more, as on a GPU, the whole of it can be compiled as one.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ class Advance:
         decays: decoupled weight decay of each weight.
         multipliers: factor of the learning rate of each.
         clip_norm, ema_decay: see `Update`.
-        xla: compile.
-        one_program: all packs together.
+        xla: compile each pack's part.
     """
 
     def __init__(
@@ -56,14 +55,12 @@ class Advance:
         clip_norm: float | None,
         ema_decay: float | None,
         xla: bool,
-        one_program: bool,
     ) -> None:
         self._packs, self._rule = packs, rule
         self._decays, self._multipliers = decays, multipliers
         self._clip_norm, self._ema_decay = clip_norm, ema_decay
         compiled = functools.partial(tf.function, jit_compile=xla or None, autograph=False)
         self._sum_of_squares, self._train, self._follow = map(compiled, (_sum_of_squares, self._trained, _followed))
-        self._together = compiled(self._all) if one_program else self._all
 
     def __call__(
         self,
@@ -84,17 +81,6 @@ class Advance:
             trains: float32, 1 for each weight that trains now, else 0.
             learning_rate, scale: float32 scalars.
         """
-        return self._together(list(before), list(gradients), counts, trains, learning_rate, scale)
-
-    def _all(
-        self,
-        before: list[Values],
-        gradients: list[tf.Tensor | None],
-        counts: tf.Tensor,
-        trains: tf.Tensor,
-        learning_rate: tf.Tensor,
-        scale: tf.Tensor,
-    ) -> Advanced:
         norm = tf.sqrt(tf.add_n([self._sum_of_squares(some, scale) for some in gradients if some is not None]))
         finite = tf.math.is_finite(norm)
         factor = clip_factor(norm, self._clip_norm) / scale

@@ -83,7 +83,7 @@ def gradient_function(
     losses float32 [b] and probabilities float32 [b, C].
     """
     weights = [variable.value for variable in model.trainable_variables]
-    augment = _in_parts(policy) if compile.parts else policy
+    augment = augmentation(policy, compile)
 
     def gradients(
         images: tf.Tensor,
@@ -113,11 +113,13 @@ def gradient_function(
     return tf.function(gradients, jit_compile=compile.model or None, autograph=False)
 
 
-def _in_parts(policy: Policy) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """The policy compiled, and applied to as many parts of a batch at once as there are threads.
+def augmentation(policy: Policy, compile: Compile) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """The policy as a step calls it: as it is, or compiled, and applied to as many parts of a batch as threads.
 
     A program that XLA made for a CPU runs on one thread. The parts are what several replicas would make of the batch.
     """
+    if not compile.parts:
+        return policy
     compiled = tf.function(policy, jit_compile=True, autograph=False)
     threads = tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
 

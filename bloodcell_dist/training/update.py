@@ -54,7 +54,7 @@ class Update:
         self._loss_scaling = loss_scaling
         packs = make_packs([weight.shape for weight in weights])
         self._packed = [PackedState(pack, weights, names, rule.slot_names, ema_decay is not None) for pack in packs]
-        self._advance = Advance(
+        advance = Advance(
             packs,
             rule,
             decays=[weight_decay if len(weight.shape) > 1 else 0.0 for weight in weights],
@@ -62,8 +62,9 @@ class Update:
             clip_norm=clip_norm,
             ema_decay=ema_decay,
             xla=xla,
-            one_program="GPU" in weights[0].device,
         )
+        together = xla and "GPU" in weights[0].device
+        self._advance = tf.function(advance, jit_compile=True, autograph=False) if together else advance
         self.loss_scale = tf.Variable(INITIAL_LOSS_SCALE if loss_scaling else 1.0, trainable=False)
         # int64: TensorFlow keeps int32 variables in host memory, also those of a GPU.
         self._finite_updates = tf.Variable(0, dtype=tf.int64, trainable=False)

@@ -119,16 +119,29 @@ def test_padding_that_same_padding_is_too_copies_nothing(
     stock = [keras.layers.ZeroPadding2D(padding), convolution(kernel_size=size, strides=stride, **features)]
     network = keras.Sequential([with_kernels(layer).from_config(layer.get_config()) for layer in stock])
     network.build((None, 8, 8, 4))
+    assert ("Pad" in inputs_of_convolution(network)) is copied
 
-    def inputs_of_convolution() -> set[str]:
-        with cpu_kernels(), keras.StatelessScope():
-            graph = tf.function(network, autograph=False).get_concrete_function(tf.zeros([2, 8, 8, 4])).graph
-        found = [
-            operation for operation in graph.get_operations() if operation.type.endswith(("Conv2D", "Conv2dNative"))
-        ]
-        return {tensor.op.type for operation in found for tensor in operation.inputs}
 
-    assert ("Pad" in inputs_of_convolution()) is copied
+def inputs_of_convolution(network: Callable[[tf.Tensor], tf.Tensor]) -> set[str]:
+    """The operations whose results it takes, traced in a scope."""
+    with cpu_kernels(), keras.StatelessScope():
+        graph = tf.function(network, autograph=False).get_concrete_function(tf.zeros([2, 8, 8, 4])).graph
+    found = [operation for operation in graph.get_operations() if operation.type.endswith(("Conv2D", "Conv2dNative"))]
+    return {tensor.op.type for operation in found for tensor in operation.inputs}
+
+
+def test_a_scope_within_a_scope_leaves_the_outer_one_its_padding() -> None:
+    padding = with_kernels(keras.layers.ZeroPadding2D()).from_config({"padding": ((0, 1), (0, 1))})
+    convolution = with_kernels(keras.layers.Conv2D(4, 3)).from_config({"filters": 4, "kernel_size": 3, "strides": 2})
+    convolution.build((None, 9, 9, 4))
+
+    def network(inputs: tf.Tensor) -> tf.Tensor:
+        padded = padding(inputs)
+        with cpu_kernels(False):
+            pass
+        return convolution(padded)
+
+    assert "Pad" not in inputs_of_convolution(network)
 
 
 @pytest.mark.parametrize("channels", [6, 8, 16, 24, 32])  # some fill the CPU's vectors, some do not

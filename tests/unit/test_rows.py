@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bloodcell_dist.data.dataset import ArrayDataset
-from bloodcell_dist.data.rows import Rows, take_rows
+from bloodcell_dist.data.rows import Rows, is_mapped, take_rows
 
 ARRAY = np.arange(7 * 4, dtype=np.uint8).reshape(7, 2, 2)
 PLACES = np.array([5, 0, 5, 6])
@@ -43,5 +43,7 @@ def test_parts_of_a_set_leave_a_mapped_file_where_it_is(tmp_path: Path) -> None:
     part = ArrayDataset(mapped, np.arange(8) % 2, ("a", "b")).take([6, 1, 4]).take([2, 0])
     assert isinstance(part.images, Rows)
     assert np.shares_memory(part.images[0], mapped)
+    assert is_mapped(mapped) and is_mapped(part.images)
+    assert not is_mapped(images) and not is_mapped(take_rows(images, np.array([1])))
     copied = ArrayDataset(images[[4, 6]], np.array([0, 0]), ("a", "b"))
     assert part.fingerprint() == copied.fingerprint()

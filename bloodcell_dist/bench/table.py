@@ -96,7 +96,7 @@ def _percent(share: Spread) -> Spread:
 
 def _line(name: str, value: Spread | float, unit: str) -> str:
     median, spread = (value.median, _range(value)) if isinstance(value, Spread) else (value, "")
-    return f"  {name:<24}{number(median):>10}  {spread:<24}{unit}"
+    return f"  {name:<24}{number(median):>10}  {spread:<26} {unit}"
 
 
 def _range(of: Spread) -> str:

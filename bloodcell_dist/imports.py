@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator, Sequence
 
 # What Keras and KerasCV import for every user: scikit-learn with scipy.stats for its wrappers, pyplot for galleries of
-# pictures, TensorFlow Datasets for Pascal VOC, Kaggle's client for presets. 1,200 files, which N ranks ask N times of
+# pictures, TensorFlow Datasets for Pascal VOC, Kaggle's client for presets. 1,100 files, which N ranks ask N times of
 # the cluster's shared file system.
 SELDOM_USED = frozenset(
     {

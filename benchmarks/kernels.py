@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/kernels.py                      # all six networks
     .venv/bin/python benchmarks/kernels.py --filters            # the filter gradients of depthwise convolutions
     .venv/bin/python benchmarks/kernels.py --norms              # BatchNorm with its gradients
+    .venv/bin/python benchmarks/kernels.py --folded             # 1x1 convolutions with their BatchNorm and gradients
 
 Forward in training mode, cross-entropy and the gradients of all weights, float32, 96x96 pixels, without an update.
 """
@@ -24,6 +25,7 @@ import tensorflow as tf
 
 from bloodcell_dist.models.backbones import build_classifier
 from bloodcell_dist.models.depthwise import filter_gradient
+from bloodcell_dist.models.folded import convolve_and_normalize
 from bloodcell_dist.models.kernels import cpu_kernels
 from bloodcell_dist.models.normalize import normalize
 
@@ -43,6 +45,11 @@ FILTERS = (  # batch, side of the map, channels, size, stride
 NORMS = (  # batch, side of the map, channels
     *((64, 48, 16), (64, 24, 72), (64, 12, 88), (64, 12, 96), (64, 6, 40), (64, 6, 240)),  # MobileNetV3Small
     *((32, 48, 32), (32, 24, 144), (32, 12, 40), (32, 3, 1152)),  # EfficientNetB0
+)
+FOLDED = (  # batch, side of the map, channels before, after
+    *((64, 24, 16, 72), (64, 12, 24, 88), (64, 6, 40, 240), (64, 6, 48, 288), (64, 3, 96, 576)),  # MobileNetV3Small
+    *((32, 48, 16, 96), (32, 24, 24, 144), (32, 12, 40, 240), (32, 6, 112, 672), (32, 3, 192, 1152)),  # EfficientNetB0
+    *((16, 6, 160, 960), (16, 6, 176, 1056), (16, 3, 304, 1824), (16, 3, 512, 3072)),  # EfficientNetV2S, V2M
 )
 
 
@@ -90,25 +97,49 @@ def filter_turn(case: tuple[int, int, int, int, int], ours: bool) -> Callable[[]
 
 
 def norm_turn(case: tuple[int, int, int], ours: bool) -> Callable[[], float]:
-    """Seconds of ten normalizations of a batch, each with its gradients."""
-    batch, side, channels = case
+    """Seconds of a normalization of a batch with its gradients."""
+    _, _, channels = case
+    return layer_turn(normalize if ours else stock_normalize, case, channels, [tf.ones([channels])])
+
+
+def folded_turn(case: tuple[int, int, int, int], ours: bool) -> Callable[[], float]:
+    """Seconds of a 1x1 convolution and its normalization, with their gradients."""
+    batch, side, channels, features = case
+
+    def apart(inputs: tf.Tensor, filters: tf.Tensor, *norm: tf.Tensor | float) -> tf.Tensor:
+        rows = tf.matmul(tf.reshape(inputs, [-1, channels]), tf.reshape(filters, [channels, features]))
+        return normalize(tf.reshape(rows, [batch, side, side, features]), *norm)
+
+    filters = tf.constant(np.random.default_rng(1).normal(size=(1, 1, channels, features)), tf.float32)
+    given = [filters, tf.ones([features])]
+    return layer_turn(convolve_and_normalize if ours else apart, (batch, side, channels), features, given)
+
+
+def stock_normalize(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float) -> tf.Tensor:
+    """By the operation alone."""
+    empty = tf.zeros([0])
+    return tf.raw_ops.FusedBatchNormV3(
+        x=inputs, scale=scale, offset=offset, mean=empty, variance=empty, epsilon=epsilon, is_training=True
+    ).y
+
+
+def layer_turn(
+    layer: Callable[..., tf.Tensor], inputs: tuple[int, int, int], features: int, weights: Sequence[tf.Tensor]
+) -> Callable[[], float]:
+    """Seconds of `layer` of maps (batch, side, channels), of weights, an offset and epsilon, with all gradients."""
+    batch, side, channels = inputs
     generator = np.random.default_rng(0)
-    inputs, upstream = (tf.constant(generator.normal(size=(batch, side, side, channels)), tf.float32) for _ in range(2))
-    scale, offset = tf.ones([channels]), tf.zeros([channels])
+    maps, upstream = (
+        tf.constant(generator.normal(size=(batch, side, side, count)), tf.float32) for count in (channels, features)
+    )
 
-    def of(inputs: tf.Tensor, upstream: tf.Tensor) -> list[tf.Tensor]:
+    def of(upstream: tf.Tensor, *given: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
-            tape.watch([inputs, scale, offset])
-            if ours:
-                outputs = normalize(inputs, scale, offset, 1e-3)
-            else:
-                empty = tf.zeros([0])
-                outputs = tf.raw_ops.FusedBatchNormV3(
-                    x=inputs, scale=scale, offset=offset, mean=empty, variance=empty, epsilon=1e-3, is_training=True
-                ).y
-        return tape.gradient(outputs, [inputs, scale, offset], upstream)
+            tape.watch(given)
+            outputs = layer(*given, 1e-3)
+        return [outputs, *tape.gradient(outputs, given, upstream)]
 
-    return mean_of_ten(tf.function(of, autograph=False), inputs, upstream)
+    return mean_of_ten(tf.function(of, autograph=False), upstream, maps, *weights, tf.zeros([features]))
 
 
 def mean_of_ten(function: Callable[..., object], *arguments: tf.Tensor) -> Callable[[], float]:
@@ -136,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbones", default=",".join(BATCHES), help="separated by commas")
     parser.add_argument("--filters", action="store_true", help="of single layers instead of networks")
     parser.add_argument("--norms", action="store_true", help="of BatchNorm layers instead of networks")
+    parser.add_argument("--folded", action="store_true", help="of 1x1 convolutions with BatchNorm instead of networks")
     parser.add_argument("--batch", type=int, help="pictures per step (16 to 64, by network)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0)
@@ -153,6 +185,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             batch, side, channels = shape
             turns = {"keras": norm_turn(shape, False), "ours": norm_turn(shape, True)}
             report(f"{batch} x {side}x{side}x{channels}", turns, given.rounds)
+        return
+    if given.folded:
+        print("both ours: apart, together")
+        for widths in FOLDED:
+            batch, side, channels, features = widths
+            turns = {"keras": folded_turn(widths, False), "ours": folded_turn(widths, True)}
+            report(f"{batch} x {side}x{side}x{channels}, to {features}", turns, given.rounds)
         return
     for backbone in given.backbones.split(","):
         batch = given.batch or BATCHES[backbone]

@@ -17,16 +17,21 @@ import keras
 import tensorflow as tf
 
 from bloodcell_dist.models.depthwise import depthwise_conv2d, pads
+from bloodcell_dist.models.folded import convolve_and_normalize, pays
 from bloodcell_dist.models.normalize import normalize
 
 
 class _Scope(threading.local):
     """Of this thread; tf.distribute traces each replica in a thread of its own."""
 
-    active: bool = False
-
     def __init__(self) -> None:
-        self.padded: dict[Any, tuple[tf.Tensor, tuple[tuple[int, int], ...]]] = {}
+        self.enter(False)
+
+    def enter(self, active: bool) -> None:
+        """With nothing known of any tensor."""
+        self.active = active
+        self.padded: dict[Any, tuple[tf.Tensor, tuple[tuple[int, int], ...]]] = {}  # to what was padded, and how
+        self.convolved: dict[Any, tuple[tf.Tensor, tf.Tensor]] = {}  # to inputs and filters
 
 
 _scope = _Scope()
@@ -35,12 +40,12 @@ _scope = _Scope()
 @contextlib.contextmanager
 def cpu_kernels(active: bool = True) -> Iterator[None]:
     """Let layers that are traced inside use the kernels below, if `active`."""
-    before = _scope.active, _scope.padded
-    _scope.active, _scope.padded = active, {}
+    before = dict(vars(_scope))
+    _scope.enter(active)
     try:
         yield
     finally:
-        _scope.active, _scope.padded = before
+        vars(_scope).update(before)
 
 
 def one_program(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
@@ -49,7 +54,7 @@ def one_program(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Normalizes with the statistics of the batch in one operation instead of a dozen passes over the activations."""
+    """Normalizes with the statistics of the batch in one operation, or together with the convolution before it."""
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
         """float [B, H, W, C] as given; the moving statistics are left alone inside the scope."""
@@ -57,6 +62,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if not (_scope.active and training and self.trainable and fits and mask is None):
             return super().call(inputs, training=training, mask=mask)
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        if inputs.ref() in _scope.convolved:  # graphs drop the convolution when nothing else uses it
+            return convolve_and_normalize(*_scope.convolved[inputs.ref()], gamma, beta, self.epsilon)
         return tf.cast(normalize(tf.cast(inputs, tf.float32), gamma, beta, self.epsilon), self.compute_dtype)
 
 
@@ -82,6 +89,8 @@ class Conv2D(keras.layers.Conv2D):
         if self.kernel_size == self.strides == (1, 1):
             rows = tf.matmul(tf.reshape(inputs, [-1, inputs.shape[-1]]), tf.reshape(kernel, kernel.shape[2:]))
             outputs = tf.reshape(rows, [-1, *inputs.shape[1:3], self.filters])
+            if _linear(self) and inputs.dtype == tf.float32 and pays(inputs.shape, self.filters):
+                _scope.convolved[outputs.ref()] = inputs, kernel
         else:
             outputs = tf.nn.conv2d(*_before_padding(self, inputs, kernel))
         return _finished(self, outputs)
@@ -125,6 +134,11 @@ def _plain(layer: Any) -> bool:
     """Whether a convolution is square, without holes and on [B, H, W, C]."""
     square = len(set(layer.kernel_size)) == len(set(layer.strides)) == 1
     return square and set(layer.dilation_rate) == {1} and layer.data_format == "channels_last"
+
+
+def _linear(layer: Any) -> bool:
+    """Whether a convolution adds nothing and is followed by nothing."""
+    return not layer.use_bias and layer.activation in (None, keras.activations.linear)
 
 
 def _before_padding(layer: Any, inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, int, str]:

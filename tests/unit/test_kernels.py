@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from bloodcell_dist.models import kernels
+from bloodcell_dist.models import folded, kernels
 from bloodcell_dist.models.backbones import build_classifier
 from bloodcell_dist.models.depthwise import depthwise_conv2d
 from bloodcell_dist.models.kernels import cpu_kernels, with_kernels, without_kernels
@@ -179,12 +179,89 @@ def test_batchnorm_is_keras_own_where_no_batch_counts(kind: str, random: np.rand
     assert "FusedBatchNormV3" not in operations()
 
 
+class Pair:
+    """A 1x1 convolution of 6 channels and the BatchNorm after it, with weights of their own."""
+
+    def __init__(self, random: np.random.Generator, trainable: bool = True, **convolution: Any) -> None:
+        given = {"filters": 20, "kernel_size": 1, "use_bias": False, **convolution}
+        self.convolution, self.norm = kernels.Conv2D(**given), kernels.BatchNormalization(trainable=trainable)
+        self.convolution.build((None, 5, 4, 6))
+        self.norm.build((None, 5, 4, 20))
+        self.variables = [*self.convolution.trainable_variables, self.norm.gamma, self.norm.beta]
+        self.weights = [random.normal(size=variable.shape).astype(np.float32) for variable in self.variables]
+
+    def __call__(self, inputs: tf.Tensor, *weights: tf.Tensor, also: float = 0.0) -> tf.Tensor:
+        with keras.StatelessScope(list(zip(self.variables, weights, strict=True))):
+            outputs = self.convolution(inputs)
+            return self.norm(outputs, training=True) + also * outputs
+
+    def operations(self, inputs: np.ndarray) -> set[str]:
+        call = tf.function(lambda inputs: self(inputs, *self.weights), autograph=False)
+        with cpu_kernels():
+            return {found.type for found in call.get_concrete_function(tf.constant(inputs)).graph.get_operations()}
+
+
+@pytest.fixture
+def small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any 1x1 convolution to enough channels is computed together with its BatchNorm."""
+    monkeypatch.setattr(folded, "FEWEST_OUTPUTS", 0)
+
+
+@pytest.mark.parametrize("also", [0.0, 1.5])  # what the convolution gives is used otherwise too
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_a_convolution_with_its_batchnorm_has_the_gradients_of_keras(
+    mean: float, also: float, random: np.random.Generator, small_ones_too: None
+) -> None:
+    pair = Pair(random)
+    mixed = random.normal(size=(8, 5, 4, 6)) @ random.normal(size=(6, 6)) + mean
+    inputs = mixed.astype(np.float32)
+    assert "FusedBatchNormV3" not in pair.operations(inputs)
+    expected = gradients(lambda *given: pair(*given, also=also), inputs, *pair.weights)
+    with cpu_kernels():
+        agree(gradients(lambda *given: pair(*given, also=also), inputs, *pair.weights), expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("expected", "kind"),
+    [
+        ("FusedBatchNormV3", {"use_bias": True}),
+        ("FusedBatchNormV3", {"activation": "relu"}),
+        ("FusedBatchNormV3", {"kernel_size": 3, "padding": "same"}),
+        ("Rsqrt", {"trainable": False}),  # of the moving statistics
+    ],
+)
+def test_a_convolution_that_is_not_its_batchnorms_alone_stays(
+    expected: str, kind: dict[str, Any], random: np.random.Generator, small_ones_too: None
+) -> None:
+    pair = Pair(random, **kind)
+    inputs = random.normal(size=(8, 5, 4, 6)).astype(np.float32)
+    found = pair.operations(inputs)
+    assert expected in found
+    assert "BiasAddGrad" not in found  # the sums of columns that the product of both begins with
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "expected"),
+    [
+        ((64, 24, 24, 16), 72, True),
+        ((64, 3, 3, 96), 576, False),  # too few
+        ((None, 24, 24, 16), 72, False),
+        ((64, 24, 24, 72), 24, False),
+        ((16, 12, 12, 512), 3072, False),  # the covariance would take longer
+    ],
+)
+def test_few_outputs_or_many_inputs_are_normalized_apart(
+    shape: tuple[int | None, ...], features: int, expected: bool
+) -> None:
+    assert folded.pays(tf.TensorShape(shape), features) is expected
+
+
 BACKBONES = ["cnn", "mobilenetv3small", "efficientnetb0", "convnextbase"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_whole_networks_have_the_same_gradients(backbone: str, fill: Callable[..., None]) -> None:
+def test_whole_networks_have_the_same_gradients(backbone: str, fill: Callable[..., None], small_ones_too: None) -> None:
     size = 32 if backbone == "convnextbase" else 64
     model = build_classifier(backbone, image_size=size, num_classes=8, dropout=0.0, seed=0)
     if backbone == "convnextbase":

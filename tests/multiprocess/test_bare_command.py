@@ -13,7 +13,7 @@ import pytest
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("size", [4, pytest.param(8, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("size", [2, pytest.param(8, marks=pytest.mark.thorough)])
 def test_horovodrun_without_arguments(
     size: int, launch: Callable[..., Any], world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,16 +10,29 @@ thread for every core. With `--passes 2` ours computes the gradients of twice 32
 (`optimizer.accumulate_steps=2`), each operation on one thread; with `--ranks 2` it is two Horovod ranks of one thread
 each. In both, BatchNorm goes by the 32, and the usual script runs in a process of its own.
 
-Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 November 2026, 7 turns of 20 steps, real
-cells, ours / usual. Goal: 3.
+Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 November 2026, turns of 10 to 20 steps,
+real cells, ours / usual. Goal: 3. The faster the machine happens to be, the more the usual script gains from it.
 
-    as it is now                          381 / 112 images/s   3.40 (1.70 to 3.44)
-    again, 9 turns of 15 steps            395 / 123 images/s   3.22 (2.69 to 3.63)
+    --ranks 2, 7 turns                    495 / 144 images/s   3.43 (3.02 to 4.26)
+    --ranks 2, 4 turns                    489 / 137 images/s   3.57 (3.20 to 3.86)
+    --passes 2, 5 turns                   526 / 159 images/s   3.30 (2.98 to 3.85)
+    one process, 7 turns                  446 / 152 images/s   2.93 (2.68 to 3.49)
+    again, 6 turns                        558 / 174 images/s   3.22 (2.86 to 3.43)
+    again, 6 turns                        514 / 170 images/s   3.03 (2.76 to 3.51)
+    again, 5 turns                        474 / 154 images/s   3.08 (3.03 to 3.39)
+    before folding (`models/folded.py`)   414 / 126 images/s   3.29 (2.98 to 3.76)
+    likewise, 7 turns                     381 / 112 images/s   3.40 (1.70 to 3.44)
+    likewise, 9 turns                     395 / 123 images/s   3.22 (2.69 to 3.63)
+    likewise, 4 turns                     441 / 148 images/s   2.99 (2.77 to 3.33)
+    likewise, 5 turns                     448 / 151 images/s   2.97 (2.70 to 3.41)
     before the update took packs          438 / 143 images/s   3.06 (2.67 to 3.71)
-    likewise, 9 turns of 12 steps                              2.85 (2.54 to 3.45)
     before branches kept XLA from fusing  416 / 141 images/s   2.96 (2.54 to 3.33)
-    --ranks 2, likewise before            365 / 124 images/s   2.94 (2.36 to 3.59)
-    --passes 2, likewise before           399 / 138 images/s   2.90 (2.54 to 3.51)
+
+One process leaves much to be had: with one thread on one core a step without augmentation takes 132 ms, with two
+threads 110, and two processes side by side, each on its core, take 147 ms for twice as many pictures. An operation of
+less than a millisecond is hardly shorter on two threads, which first have to be woken. What did not help: other numbers
+of threads within and between operations, oneDNN's caller thread (a tenth slower), large memory pages, and augmenting
+the next batch while the network works on this one.
 
 On another machine (AMD EPYC), 25 November 2026, with the kernels of that day: 737 / 332 images/s, 2.22 (2.17 to 2.37).
 """

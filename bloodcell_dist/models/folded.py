@@ -59,7 +59,8 @@ def _normalized(rows: tf.Tensor, weights: tf.Tensor, scale: tf.Tensor, offset: t
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, ...]]]:
         centred = tf.nn.bias_add(rows, _column_sums(rows) / -count)
         spread = tf.matmul(tf.matmul(centred, centred, transpose_a=True), weights) / count  # [C, F]
-        by_deviation = tf.math.rsqrt(tf.reduce_sum(weights * spread, 0) + epsilon)  # [F]
+        variance = tf.maximum(tf.reduce_sum(weights * spread, 0), 0.0)  # rounding must not make it negative
+        by_deviation = tf.math.rsqrt(variance + epsilon)  # [F]
         factor = scale * by_deviation
         scaled = weights * factor
 

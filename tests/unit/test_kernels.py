@@ -221,6 +221,16 @@ def test_a_convolution_with_its_batchnorm_has_the_gradients_of_keras(
         agree(gradients(lambda *given: pair(*given, also=also), inputs, *pair.weights), expected, 1e-5)
 
 
+def test_rounding_makes_no_variance_negative(random: np.random.Generator, small_ones_too: None) -> None:
+    """What six inputs have in common is large, and no filter sees it: all that is left of it is rounding."""
+    pair = Pair(random)
+    pair.weights[0] -= pair.weights[0].mean(2, keepdims=True)
+    common = 1e5 * random.normal(size=(8, 5, 4, 1))
+    inputs = (common + random.normal(size=(8, 5, 4, 6))).astype(np.float32)
+    with cpu_kernels():
+        assert all(np.isfinite(found).all() for found in gradients(pair, inputs, *pair.weights))
+
+
 @pytest.mark.parametrize(
     ("expected", "kind"),
     [

@@ -58,8 +58,9 @@ NORMS = (  # batch, side of the map, channels
 )
 FOLDED = (  # batch, side of the map, channels before, after
     *((64, 24, 16, 72), (64, 12, 24, 88), (64, 6, 40, 240), (64, 6, 48, 288), (64, 3, 96, 576)),  # MobileNetV3Small
-    *((32, 48, 16, 96), (32, 24, 24, 144), (32, 12, 40, 240), (32, 6, 112, 672), (32, 3, 192, 1152)),  # EfficientNetB0
-    *((16, 6, 160, 960), (16, 6, 176, 1056), (16, 3, 304, 1824), (16, 3, 512, 3072)),  # EfficientNetV2S, V2M
+    *((32, 48, 16, 96), (32, 24, 24, 144), (32, 12, 40, 240), (32, 6, 80, 480), (32, 6, 112, 672)),  # EfficientNetB0
+    *((16, 12, 64, 256), (16, 12, 80, 320), (16, 6, 160, 960), (16, 6, 176, 1056)),  # EfficientNetV2S, V2M
+    *((64, 24, 16, 16), (32, 3, 192, 1152), (16, 3, 304, 1824)),  # which are not folded
 )
 
 
@@ -85,7 +86,7 @@ def network_turn(model: keras.Model, batch: int, active: bool) -> Callable[[], f
 
 
 def filter_turn(case: tuple[int, int, int, int, int], ours: bool) -> Callable[[], float]:
-    """Seconds of ten gradients of one depthwise filter, padding SAME."""
+    """Seconds of the gradient of one depthwise filter, padding SAME."""
     batch, side, channels, size, stride = case
     generator = np.random.default_rng(0)
     outputs = -(-side // stride)
@@ -112,7 +113,7 @@ def norm_turn(case: tuple[int, int, int], ours: bool) -> Callable[[], float]:
     return layer_turn(normalize if ours else stock_normalize, case, channels, [tf.ones([channels])])
 
 
-def folded_turn(case: tuple[int, int, int, int], ours: bool) -> Callable[[], float]:
+def folded_turn(case: tuple[int, int, int, int], together: bool) -> Callable[[], float]:
     """Seconds of a 1x1 convolution and its normalization, with their gradients."""
     batch, side, channels, features = case
 
@@ -122,7 +123,7 @@ def folded_turn(case: tuple[int, int, int, int], ours: bool) -> Callable[[], flo
 
     filters = tf.constant(np.random.default_rng(1).normal(size=(1, 1, channels, features)), tf.float32)
     given = [filters, tf.ones([features])]
-    return layer_turn(convolve_and_normalize if ours else apart, (batch, side, channels), features, given)
+    return layer_turn(convolve_and_normalize if together else apart, (batch, side, channels), features, given)
 
 
 def stock_normalize(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float) -> tf.Tensor:
@@ -134,10 +135,10 @@ def stock_normalize(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsi
 
 
 def layer_turn(
-    layer: Callable[..., tf.Tensor], inputs: tuple[int, int, int], features: int, weights: Sequence[tf.Tensor]
+    layer: Callable[..., tf.Tensor], shape: tuple[int, int, int], features: int, weights: Sequence[tf.Tensor]
 ) -> Callable[[], float]:
     """Seconds of `layer` of maps (batch, side, channels), of weights, an offset and epsilon, with all gradients."""
-    batch, side, channels = inputs
+    batch, side, channels = shape
     generator = np.random.default_rng(0)
     maps, upstream = (
         tf.constant(generator.normal(size=(batch, side, side, count)), tf.float32) for count in (channels, features)
@@ -165,10 +166,19 @@ def mean_of_ten(function: Callable[..., object], *arguments: tf.Tensor) -> Calla
 
 
 def report(name: str, turns: dict[str, Callable[[], float]], rounds: int) -> None:
-    """One line: milliseconds of both, and how much faster ours is."""
+    """One line: milliseconds of both, and how much faster the second is."""
     found = interleaved(turns, rounds)
-    keras_ms, ours_ms = (1000 * statistics.median(found[kind]) for kind in ("keras", "ours"))
-    print(f"{name:34}{keras_ms:9.1f}{ours_ms:9.1f}  {ratios(found['keras'], found['ours'])}", flush=True)
+    before, after = found.values()
+    print(
+        f"{name:34}{1000 * statistics.median(before):9.1f}{1000 * statistics.median(after):9.1f}"
+        f"  {ratios(before, after)}",
+        flush=True,
+    )
+
+
+def header(before: str, after: str) -> None:
+    """Of a table of such lines."""
+    print(f"{'':34}{before + ' ms':>9}{after + ' ms':>9}  times faster")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -183,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=0)
     given = parser.parse_args(arguments)
     set_up(given.threads)
-    print(f"{'':34}{'Keras ms':>9}{'ours ms':>9}  times faster")
+    header(*("apart", "both") if given.folded else ("Keras", "ours"))
     if given.filters:
         for case in FILTERS:
             batch, side, channels, size, stride = case
@@ -197,10 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report(f"{batch} x {side}x{side}x{channels}", turns, given.rounds)
         return
     if given.folded:
-        print("both ours: apart, together")
         for widths in FOLDED:
             batch, side, channels, features = widths
-            turns = {"keras": folded_turn(widths, False), "ours": folded_turn(widths, True)}
+            turns = {"apart": folded_turn(widths, False), "both": folded_turn(widths, True)}
             report(f"{batch} x {side}x{side}x{channels}, to {features}", turns, given.rounds)
         return
     for backbone in given.backbones.split(","):

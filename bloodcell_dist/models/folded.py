@@ -2,9 +2,12 @@
 
 What BatchNorm has to know of the convolution's outputs follows from its inputs: where X are the inputs less their mean
 and C is their covariance, the outputs of filter w have the variance w^T C w, and X (w / deviation) are those values
-normalized. So nothing has to go over the outputs again, neither for their statistics, nor to normalize them, nor for
-the gradient of either. That pays where there are several times as many outputs as inputs, as in the inverted residuals
-of MobileNets and EfficientNets (arXiv:1801.04381), and where they do not fit the caches.
+normalized. So nothing goes over the outputs again, neither for their statistics, nor to normalize them; of the
+gradients' passes one is left. That pays where there are several times as many outputs as inputs, as in the inverted
+residuals of MobileNets and EfficientNets (arXiv 1801.04381), and where they do not fit the caches.
+
+The variance is exact to rounding of the largest variance among the inputs, not of itself: it matters for a filter that
+cancels nearly all that its inputs do, and is small beside BatchNorm's epsilon.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ import tensorflow as tf
 MOST_INPUTS_SQUARED = 20
 """Per output channel, for the covariance is a product of the inputs with themselves; see `benchmarks/kernels.py`."""
 
+LEAST_WIDENING = 3
+"""Output channels per input channel: the inputs are what is gone over instead."""
+
 FEWEST_OUTPUTS = 500_000
 """Numbers in all, 2 MB: with fewer, the dozen small operations take as long as BatchNorm."""
 
@@ -24,8 +30,9 @@ def pays(inputs: tf.TensorShape, features: int) -> bool:
     """Whether a 1x1 convolution of [B, H, W, C] to so many channels and its BatchNorm are faster in this way."""
     if inputs.num_elements() is None:
         return False
-    outputs = inputs.num_elements() // inputs[3] * features
-    return outputs >= FEWEST_OUTPUTS and inputs[3] ** 2 <= MOST_INPUTS_SQUARED * features
+    channels, outputs = inputs[3], inputs.num_elements() // inputs[3] * features
+    widens = LEAST_WIDENING * channels <= features and channels**2 <= MOST_INPUTS_SQUARED * features
+    return widens and outputs >= FEWEST_OUTPUTS
 
 
 def convolve_and_normalize(
@@ -68,7 +75,7 @@ def _normalized(rows: tf.Tensor, weights: tf.Tensor, scale: tf.Tensor, offset: t
             of_offset = _column_sums(upstream)
             of_scaled = tf.matmul(centred, upstream, transpose_a=True)
             of_factor = tf.reduce_sum(weights * of_scaled, 0)
-            of_variance = of_factor * factor * by_deviation**2  # times -2
+            of_variance = tf.where(variance > 0, of_factor * factor * by_deviation**2, 0.0)  # times -2
             of_weights = of_scaled * factor - of_variance * spread
             of_covariance = tf.matmul(weights * (of_variance / -count), weights, transpose_b=True)
             of_mean = tf.linalg.matvec(scaled, of_offset / -count)

@@ -89,8 +89,8 @@ class Conv2D(keras.layers.Conv2D):
         if self.kernel_size == self.strides == (1, 1):
             rows = tf.matmul(tf.reshape(inputs, [-1, inputs.shape[-1]]), tf.reshape(kernel, kernel.shape[2:]))
             outputs = tf.reshape(rows, [-1, *inputs.shape[1:3], self.filters])
-            if _linear(self) and inputs.dtype == tf.float32 and pays(inputs.shape, self.filters):
-                _scope.convolved[outputs.ref()] = inputs, kernel
+            if inputs.dtype == tf.float32 and pays(inputs.shape, self.filters):
+                _scope.convolved[outputs.ref()] = inputs, kernel  # BatchNorm finds it if nothing is done to it before
         else:
             outputs = tf.nn.conv2d(*_before_padding(self, inputs, kernel))
         return _finished(self, outputs)
@@ -134,11 +134,6 @@ def _plain(layer: Any) -> bool:
     """Whether a convolution is square, without holes and on [B, H, W, C]."""
     square = len(set(layer.kernel_size)) == len(set(layer.strides)) == 1
     return square and set(layer.dilation_rate) == {1} and layer.data_format == "channels_last"
-
-
-def _linear(layer: Any) -> bool:
-    """Whether a convolution adds nothing and is followed by nothing."""
-    return not layer.use_bias and layer.activation in (None, keras.activations.linear)
 
 
 def _before_padding(layer: Any, inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, int, str]:

@@ -32,7 +32,7 @@ def normalize(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: f
     def normalized(
         inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
-        outputs, mean, variance = _folded(inputs, scale, offset, epsilon, together)
+        outputs, mean, variance = _places_together(inputs, scale, offset, epsilon, together)
 
         def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             found = tf.raw_ops.FusedBatchNormGradV3(
@@ -52,7 +52,7 @@ def normalize(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: f
     return normalized(inputs, scale, offset)
 
 
-def _folded(
+def _places_together(
     inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float, together: int
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The normalized values, mean and variance, from those of places that lie `together` apart."""

@@ -52,7 +52,8 @@ def losses_of_steps(replication: Replication, policy: str, kind: type) -> np.nda
     )
     assert gradients._jit_compile is True  # type: ignore[attr-defined]
     cells = kind(IMAGES, LABELS, replication)
-    # One device makes two passes: programs of the size of two replicas', which need not be compiled again for these.
+    # One device makes two passes, so that all worlds share the programs of 8. That the size of a pass changes nothing
+    # is for test_same_training and the unit tests of policies and dropout to show.
     step = Step(gradients, update, replication, cells=cells, per_replica_batch_size=BATCH // 2)
     (batch,) = cells.feed(BATCHES, [2])
     align_names()  # what another test has compiled, XLA need not compile again

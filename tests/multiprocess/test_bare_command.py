@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 def test_horovodrun_without_arguments(
     size: int, launch: Callable[..., Any], world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`horovodrun -np 8 python -m bloodcell_dist.train` in an empty folder, on a machine without GPU or cells."""
+    """`horovodrun -np N python -m bloodcell_dist.train` in an empty folder, on a machine without GPU or cells."""
     monkeypatch.delenv("BLOODCELL_DATA", raising=False)
     launched = launch(world("horovod", size), ["-m", "bloodcell_dist.train"], threads=None)
     assert set(launched.wait(560)) == {0}, launched.text

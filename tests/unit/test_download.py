@@ -151,8 +151,9 @@ def test_what_came_is_kept_for_the_next_time(server: Server, target: Path) -> No
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_process_leaves_what_came(server: Server, target: Path, number: signal.Signals) -> None:
     server.plan = [("stall", 100_000)]
-    code = (
-        "import pathlib, sys; from bloodcell_dist.models.download import download; "
+    code = (  # the handler: in the background of a script, Python ignores SIGINT
+        "import pathlib, signal, sys; from bloodcell_dist.models.download import download; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
         f"download({server.url!r}, pathlib.Path(sys.argv[1]), {HASH!r}, timeout_s=60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(target)], stderr=subprocess.DEVNULL)

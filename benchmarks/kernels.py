@@ -8,14 +8,14 @@
 Forward in training mode, cross-entropy and the gradients of all weights, float32, 96x96 pixels, without an update.
 
 Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 November 2026, times as fast as Keras:
-MobileNetV3Small 1.99 (91 for 181 ms), EfficientNetB0 1.85, EfficientNetV2S 1.47, EfficientNetV2M 1.48. Two of the
+MobileNetV3Small 1.99 (91 for 181 ms), EfficientNetB0 1.85, EfficientNetV2S 1.47, EfficientNetV2M 1.48. The
 limits in `models/folded.py` are from `--folded`, batch x side x side x channels:
 
     64 x 24x24x16 to 72     1.69        16 x 6x6x160 to 960     0.86    too many inputs
     64 x 12x12x24 to 88     1.33        16 x 6x6x176 to 1056    0.79    likewise
-    64 x 6x6x40 to 240      1.21        16 x 3x3x304 to 1824    0.44    likewise
-    32 x 48x48x16 to 96     1.52        32 x 3x3x192 to 1152    0.65    too few places as well
-    32 x 6x6x112 to 672     1.11        64 x 3x3x96 to 576      0.97 and 1.22 in two runs
+    64 x 6x6x40 to 240      1.21        16 x 3x3x304 to 1824    0.44    both
+    32 x 48x48x16 to 96     1.52        32 x 3x3x192 to 1152    0.65    too few outputs as well
+    32 x 6x6x112 to 672     1.11        64 x 3x3x96 to 576      0.97 and 1.22 in two runs, so not folded
 """
 
 from __future__ import annotations

@@ -20,13 +20,18 @@ real cells, ours / usual. Goal: 3.
     again, 6 turns                        558 / 174 images/s   3.22 (2.86 to 3.43)
     again, 6 turns                        514 / 170 images/s   3.03 (2.76 to 3.51)
     again, 5 turns                        474 / 154 images/s   3.08 (3.03 to 3.39)
+    --ranks 1, the usual script apart     517 / 174 images/s   2.97 (2.52 to 3.13)
+    again                                 470 / 160 images/s   2.93 (2.36 to 3.32)
     before folding (`models/folded.py`)   414 / 126 images/s   3.29 (2.98 to 3.76)
     likewise, 7 turns                     381 / 112 images/s   3.40 (1.70 to 3.44)
     likewise, 9 turns                     395 / 123 images/s   3.22 (2.69 to 3.63)
     likewise, 4 turns                     441 / 148 images/s   2.99 (2.77 to 3.33)
     likewise, 5 turns                     448 / 151 images/s   2.97 (2.70 to 3.41)
     before the update took packs          438 / 143 images/s   3.06 (2.67 to 3.71)
+    likewise, 9 turns                                          2.85 (2.54 to 3.45)
     before branches kept XLA from fusing  416 / 141 images/s   2.96 (2.54 to 3.33)
+    --ranks 2, likewise before            365 / 124 images/s   2.94 (2.36 to 3.59)
+    --passes 2, likewise before           399 / 138 images/s   2.90 (2.54 to 3.51)
 
 One process leaves much to be had: with one thread on one core a step without augmentation takes 132 ms, with two
 threads 110, and two processes side by side, each on its core, take 147 ms for twice as many pictures. An operation of

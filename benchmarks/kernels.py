@@ -9,13 +9,17 @@ Forward in training mode, cross-entropy and the gradients of all weights, float3
 
 Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 November 2026, times as fast as Keras:
 MobileNetV3Small 1.99 (91 for 181 ms), EfficientNetB0 1.85, EfficientNetV2S 1.47, EfficientNetV2M 1.48. The
-limits in `models/folded.py` are from `--folded`, batch x side x side x channels:
+limits in `models/folded.py` are from `--folded --rounds 9`, batch x side x side x channels:
 
-    64 x 24x24x16 to 72     1.69        16 x 6x6x160 to 960     0.86    too many inputs
-    64 x 12x12x24 to 88     1.33        16 x 6x6x176 to 1056    0.79    likewise
-    64 x 6x6x40 to 240      1.21        16 x 3x3x304 to 1824    0.44    both
-    32 x 48x48x16 to 96     1.52        32 x 3x3x192 to 1152    0.65    too few outputs as well
-    32 x 6x6x112 to 672     1.11        64 x 3x3x96 to 576      0.97 and 1.22 in two runs, so not folded
+    64 x 24x24x16 to 72     1.72        32 x 6x6x112 to 672     0.95    (1.11 before) too many inputs
+    64 x 12x12x24 to 88     1.21        16 x 12x12x80 to 320    1.06    likewise
+    64 x 6x6x40 to 240      1.14        16 x 6x6x160 to 960     0.81    likewise
+    64 x 6x6x48 to 288      1.19        16 x 6x6x176 to 1056    0.75    likewise
+    32 x 48x48x16 to 96     1.60        32 x 3x3x192 to 1152    0.69    likewise, and too few outputs
+    32 x 24x24x24 to 144    1.43        16 x 3x3x304 to 1824    0.43    both
+    32 x 12x12x40 to 240    1.20        64 x 3x3x96 to 576      1.17    (0.97, 1.22 before) too few outputs
+    32 x 6x6x80 to 480      1.06        64 x 24x24x16 to 16     0.95    widens nothing
+    16 x 12x12x64 to 256    1.16
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from trainer import CLASSES, interleaved, noise, ratios, set_up
 
@@ -38,6 +42,9 @@ from bloodcell_dist.models.depthwise import filter_gradient
 from bloodcell_dist.models.folded import convolve_and_normalize
 from bloodcell_dist.models.kernels import cpu_kernels
 from bloodcell_dist.models.normalize import normalize
+
+Case = tuple[str, dict[str, Callable[[], float]]]
+"""What is measured, and seconds of a turn before and after."""
 
 BATCHES = {
     "cnn": 64,
@@ -60,7 +67,7 @@ FOLDED = (  # batch, side of the map, channels before, after
     *((64, 24, 16, 72), (64, 12, 24, 88), (64, 6, 40, 240), (64, 6, 48, 288), (64, 3, 96, 576)),  # MobileNetV3Small
     *((32, 48, 16, 96), (32, 24, 24, 144), (32, 12, 40, 240), (32, 6, 80, 480), (32, 6, 112, 672)),  # EfficientNetB0
     *((16, 12, 64, 256), (16, 12, 80, 320), (16, 6, 160, 960), (16, 6, 176, 1056)),  # EfficientNetV2S, V2M
-    *((64, 24, 16, 16), (32, 3, 192, 1152), (16, 3, 304, 1824)),  # which are not folded
+    *((64, 24, 16, 16), (32, 3, 192, 1152), (16, 3, 304, 1824)),  # none of them is folded
 )
 
 
@@ -165,58 +172,64 @@ def mean_of_ten(function: Callable[..., object], *arguments: tf.Tensor) -> Calla
     return seconds
 
 
-def report(name: str, turns: dict[str, Callable[[], float]], rounds: int) -> None:
-    """One line: milliseconds of both, and how much faster the second is."""
-    found = interleaved(turns, rounds)
-    before, after = found.values()
-    print(
-        f"{name:34}{1000 * statistics.median(before):9.1f}{1000 * statistics.median(after):9.1f}"
-        f"  {ratios(before, after)}",
-        flush=True,
-    )
+def filters(given: argparse.Namespace) -> Iterator[Case]:
+    """Filter gradients of depthwise convolutions."""
+    for case in FILTERS:
+        batch, side, channels, size, stride = case
+        name = f"{batch} x {side}x{side}x{channels}, {size}x{size}, stride {stride}"
+        yield name, {"Keras": filter_turn(case, False), "ours": filter_turn(case, True)}
 
 
-def header(before: str, after: str) -> None:
-    """Of a table of such lines."""
-    print(f"{'':34}{before + ' ms':>9}{after + ' ms':>9}  times faster")
+def norms(given: argparse.Namespace) -> Iterator[Case]:
+    """BatchNorm."""
+    for case in NORMS:
+        batch, side, channels = case
+        yield f"{batch} x {side}x{side}x{channels}", {"Keras": norm_turn(case, False), "ours": norm_turn(case, True)}
+
+
+def folded(given: argparse.Namespace) -> Iterator[Case]:
+    """1x1 convolutions with BatchNorm."""
+    for case in FOLDED:
+        batch, side, channels, features = case
+        name = f"{batch} x {side}x{side}x{channels}, to {features}"
+        yield name, {"apart": folded_turn(case, False), "both": folded_turn(case, True)}
+
+
+def networks(given: argparse.Namespace) -> Iterator[Case]:
+    """Whole networks."""
+    for backbone in given.backbones.split(","):
+        batch = given.batch or BATCHES[backbone]
+        model = build_classifier(backbone, image_size=96, num_classes=CLASSES, dropout=0.0, seed=0)
+        turns = {"Keras": network_turn(model, batch, False), "ours": network_turn(model, batch, True)}
+        yield f"{backbone}, batch {batch}", turns
+
+
+def report(cases: Iterable[Case], rounds: int) -> None:
+    """A line each: milliseconds of both, and how much faster the second is."""
+    for number, (name, turns) in enumerate(cases):
+        if number == 0:
+            print(" " * 34 + "".join(f"{which + ' ms':>9}" for which in turns) + "  times faster")
+        before, after = interleaved(turns, rounds).values()
+        times = "".join(f"{1000 * statistics.median(seconds):9.1f}" for seconds in (before, after))
+        print(f"{name:34}{times}  {ratios(before, after)}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbones", default=",".join(BATCHES), help="separated by commas")
-    parser.add_argument("--filters", action="store_true", help="of single layers instead of networks")
-    parser.add_argument("--norms", action="store_true", help="of BatchNorm layers instead of networks")
-    parser.add_argument("--folded", action="store_true", help="of 1x1 convolutions with BatchNorm instead of networks")
     parser.add_argument("--batch", type=int, help="pictures per step (16 to 64, by network)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0)
+    parser.set_defaults(cases=networks)
+    layers = parser.add_mutually_exclusive_group()
+    for cases in (filters, norms, folded):
+        layers.add_argument(
+            f"--{cases.__name__}", dest="cases", action="store_const", const=cases, help="of single layers"
+        )
     given = parser.parse_args(arguments)
     set_up(given.threads)
-    header(*("apart", "both") if given.folded else ("Keras", "ours"))
-    if given.filters:
-        for case in FILTERS:
-            batch, side, channels, size, stride = case
-            name = f"{batch} x {side}x{side}x{channels}, {size}x{size}, stride {stride}"
-            report(name, {"keras": filter_turn(case, False), "ours": filter_turn(case, True)}, given.rounds)
-        return
-    if given.norms:
-        for shape in NORMS:
-            batch, side, channels = shape
-            turns = {"keras": norm_turn(shape, False), "ours": norm_turn(shape, True)}
-            report(f"{batch} x {side}x{side}x{channels}", turns, given.rounds)
-        return
-    if given.folded:
-        for widths in FOLDED:
-            batch, side, channels, features = widths
-            turns = {"apart": folded_turn(widths, False), "both": folded_turn(widths, True)}
-            report(f"{batch} x {side}x{side}x{channels}, to {features}", turns, given.rounds)
-        return
-    for backbone in given.backbones.split(","):
-        batch = given.batch or BATCHES[backbone]
-        model = build_classifier(backbone, image_size=96, num_classes=CLASSES, dropout=0.0, seed=0)
-        turns = {"keras": network_turn(model, batch, False), "ours": network_turn(model, batch, True)}
-        report(f"{backbone}, batch {batch}", turns, given.rounds)
+    report(given.cases(given), given.rounds)
 
 
 if __name__ == "__main__":

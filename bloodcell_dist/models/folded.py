@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-MOST_INPUTS_SQUARED = 19
+MOST_INPUTS_SQUARED = 16
 """Per output channel, for the covariance is a product of the inputs with themselves; see `benchmarks/kernels.py`."""
 
 LEAST_WIDENING = 3

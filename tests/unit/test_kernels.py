@@ -302,7 +302,7 @@ def test_whole_networks_have_the_same_gradients(backbone: str, fill: Callable[..
     assert set(kinds) - set(stock_kinds)  # other operations did the work
     if backbone in ("mobilenetv3small", "efficientnetb0"):  # the widening convolutions normalize as well
         norms = sum(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers)
-        assert kinds.count("FusedBatchNormGradV3") < 0.8 * norms
+        assert kinds.count("FusedBatchNormGradV3") < 0.9 * norms
     np.testing.assert_allclose(logits, expected_logits, rtol=0, atol=1e-4 * np.abs(expected_logits).max())
     assert np.linalg.norm(flat - expected_flat) < 2e-4 * np.linalg.norm(expected_flat)
 

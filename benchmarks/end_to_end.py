@@ -14,10 +14,12 @@ Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 No
 real cells, ours / usual. Goal: 3.
 
     --ranks 2, 7 turns                    472 / 148 images/s   3.19 (2.97 to 3.92)
+    again                                 541 / 158 images/s   3.42 (3.10 to 3.65)
     again                                 495 / 144 images/s   3.43 (3.02 to 4.26)
     again, 4 turns                        489 / 137 images/s   3.57 (3.20 to 3.86)
     --passes 2, 5 turns                   526 / 159 images/s   3.30 (2.98 to 3.85)
     one process, 7 turns                  484 / 156 images/s   3.09 (2.90 to 3.72)
+    again                                 517 / 166 images/s   3.11 (2.64 to 3.45)
     again                                 429 / 164 images/s   2.62 (2.53 to 3.33)
     again                                 446 / 152 images/s   2.93 (2.68 to 3.49)
     again, 6 turns                        558 / 174 images/s   3.22 (2.86 to 3.43)

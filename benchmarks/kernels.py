@@ -8,7 +8,7 @@
 Forward in training mode, cross-entropy and the gradients of all weights, float32, 96x96 pixels, without an update.
 
 Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 November 2026, times as fast as Keras:
-MobileNetV3Small 1.99 (91 for 181 ms), EfficientNetB0 1.85, EfficientNetV2S 1.47, EfficientNetV2M 1.48. The
+MobileNetV3Small 1.99 (87 for 173 ms), EfficientNetB0 1.90, EfficientNetV2S 1.47, EfficientNetV2M 1.48. The
 limits in `models/folded.py` are from `--folded --rounds 9`, batch x side x side x channels:
 
     64 x 24x24x16 to 72     1.72        32 x 6x6x112 to 672     0.95    (1.11 before) too many inputs

@@ -7,14 +7,16 @@ float32. Both networks have the same weights and see the same pictures. They tak
 machine does meets both.
 
 Measured on 2 cores (AMD EPYC, virtual), TensorFlow 2.18.1, Keras 3.15.1, 25 November 2026; with 16 pictures in the last
-row with the CPU kernels of `models/kernels.py`, as the script has them now, before that without. On
-an Intel Xeon, 30 November, 16 pictures, kernels: 7.2 and 7.9 times in two runs, gradients equal to 3e-6.
+row with the CPU kernels of `models/kernels.py`, as the script has them now, before that without:
 
 | pictures 96x96 | Keras, s (median, min-max) | ours, s (median, min-max) | times faster | gradients differ by |
 |---|---|---|---|---|
 | 8 | 3.94 (3.92-4.05) | 0.66 (0.62-1.01) | 5.9 | 4.1e-6 |
 | 16 | 6.17 (6.01-6.31) | 1.09 (1.09-1.20) | 5.6 | 2.5e-6 |
 | 16, kernels | 6.05 (5.88-6.21) | 0.89 (0.86-0.91) | 6.8 | 2.3e-6 |
+
+On 2 cores of an Intel Xeon (AVX-512, virtual), 30 November 2026, the last row was 7.2 and 7.9 times in two runs, the
+gradients equal to 3e-6.
 
 Why Keras' is slow: ConvNeXt's depthwise convolutions are written there as `Conv2D(groups=channels)`. As TensorFlow has
 no gradients for grouped convolutions on CPUs without oneDNN ("Gradients for grouped convolutions are not supported on

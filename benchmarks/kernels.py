@@ -9,7 +9,8 @@ Forward in training mode, cross-entropy and the gradients of all weights, float3
 
 Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 November 2026, times as fast as Keras:
 MobileNetV3Small 1.99 (87 for 173 ms), EfficientNetB0 1.90, EfficientNetV2S 1.47, EfficientNetV2M 1.48. The
-limits in `models/folded.py` are from `--folded --rounds 9`, batch x side x side x channels:
+limits in `models/folded.py` are from `--folded --rounds 9`, batch x side x side x channels; what has a reason beside it
+is not folded:
 
     64 x 24x24x16 to 72     1.72        32 x 6x6x112 to 672     0.95    (1.11 before) too many inputs
     64 x 12x12x24 to 88     1.21        16 x 12x12x80 to 320    1.06    likewise
@@ -67,7 +68,7 @@ FOLDED = (  # batch, side of the map, channels before, after
     *((64, 24, 16, 72), (64, 12, 24, 88), (64, 6, 40, 240), (64, 6, 48, 288), (64, 3, 96, 576)),  # MobileNetV3Small
     *((32, 48, 16, 96), (32, 24, 24, 144), (32, 12, 40, 240), (32, 6, 80, 480), (32, 6, 112, 672)),  # EfficientNetB0
     *((16, 12, 64, 256), (16, 12, 80, 320), (16, 6, 160, 960), (16, 6, 176, 1056)),  # EfficientNetV2S, V2M
-    *((64, 24, 16, 16), (32, 3, 192, 1152), (16, 3, 304, 1824)),  # none of them is folded
+    *((64, 24, 16, 16), (32, 3, 192, 1152), (16, 3, 304, 1824)),  # from 16 to 16 channels, and the last blocks
 )
 
 
@@ -173,7 +174,7 @@ def mean_of_ten(function: Callable[..., object], *arguments: tf.Tensor) -> Calla
 
 
 def filters(given: argparse.Namespace) -> Iterator[Case]:
-    """Filter gradients of depthwise convolutions."""
+    """Filter gradients of depthwise convolutions instead of networks."""
     for case in FILTERS:
         batch, side, channels, size, stride = case
         name = f"{batch} x {side}x{side}x{channels}, {size}x{size}, stride {stride}"
@@ -181,14 +182,14 @@ def filters(given: argparse.Namespace) -> Iterator[Case]:
 
 
 def norms(given: argparse.Namespace) -> Iterator[Case]:
-    """BatchNorm."""
+    """BatchNorm layers instead of networks."""
     for case in NORMS:
         batch, side, channels = case
         yield f"{batch} x {side}x{side}x{channels}", {"Keras": norm_turn(case, False), "ours": norm_turn(case, True)}
 
 
 def folded(given: argparse.Namespace) -> Iterator[Case]:
-    """1x1 convolutions with BatchNorm."""
+    """1x1 convolutions with BatchNorm instead of networks."""
     for case in FOLDED:
         batch, side, channels, features = case
         name = f"{batch} x {side}x{side}x{channels}, to {features}"
@@ -224,9 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.set_defaults(cases=networks)
     layers = parser.add_mutually_exclusive_group()
     for cases in (filters, norms, folded):
-        layers.add_argument(
-            f"--{cases.__name__}", dest="cases", action="store_const", const=cases, help="of single layers"
-        )
+        name, text = f"--{cases.__name__}", cases.__doc__
+        layers.add_argument(name, dest="cases", action="store_const", const=cases, help=text)
     given = parser.parse_args(arguments)
     set_up(given.threads)
     report(given.cases(given), given.rounds)

@@ -13,6 +13,9 @@ each. In both, BatchNorm goes by the 32, and the usual script runs in a process 
 Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 November 2026, turns of 10 to 20 steps,
 real cells, ours / usual. Goal: 3.
 
+    --passes 2, 7 turns                   508 / 147 images/s   3.46 (3.22 to 3.84)
+    again, 3 turns                        546 / 158 images/s   3.46 (3.35 to 3.84)
+    again, 5 turns                        526 / 159 images/s   3.30 (2.98 to 3.85)
     --ranks 2, 7 turns                    464 / 158 images/s   2.93 (2.63 to 3.53)
     --ranks 2, HOROVOD_CYCLE_TIME=10      500 / 155 images/s   3.23 (2.85 to 3.48)
     again                                 482 / 156 images/s   3.09 (2.71 to 3.34)
@@ -20,7 +23,6 @@ real cells, ours / usual. Goal: 3.
     again                                 541 / 158 images/s   3.42 (3.10 to 3.65)
     again                                 495 / 144 images/s   3.43 (3.02 to 4.26)
     again, 4 turns                        489 / 137 images/s   3.57 (3.20 to 3.86)
-    --passes 2, 5 turns                   526 / 159 images/s   3.30 (2.98 to 3.85)
     one process, 7 turns                  484 / 156 images/s   3.09 (2.90 to 3.72)
     again                                 517 / 166 images/s   3.11 (2.64 to 3.45)
     again                                 429 / 164 images/s   2.62 (2.53 to 3.33)

@@ -14,6 +14,7 @@ Measured on 2 cores (Intel Xeon with AVX-512, virtual), TensorFlow 2.18.1, 30 No
 real cells, ours / usual. Goal: 3.
 
     --passes 2, 7 turns                   508 / 147 images/s   3.46 (3.22 to 3.84)
+    again, 4 turns                        616 / 167 images/s   3.70 (3.21 to 3.87)
     again, 3 turns                        546 / 158 images/s   3.46 (3.35 to 3.84)
     again, 5 turns                        526 / 159 images/s   3.30 (2.98 to 3.85)
     --ranks 2, 7 turns                    464 / 158 images/s   2.93 (2.63 to 3.53)
@@ -30,7 +31,8 @@ real cells, ours / usual. Goal: 3.
     again, 6 turns                        558 / 174 images/s   3.22 (2.86 to 3.43)
     again, 6 turns                        514 / 170 images/s   3.03 (2.76 to 3.51)
     again, 5 turns                        474 / 154 images/s   3.08 (3.03 to 3.39)
-    the usual script in another process   517 / 174 images/s   2.97 (2.52 to 3.13)
+    the usual script in another process   545 / 170 images/s   3.22 (2.73 to 3.43)
+    again                                 517 / 174 images/s   2.97 (2.52 to 3.13)
     again                                 470 / 160 images/s   2.93 (2.36 to 3.32)
     before folding (`models/folded.py`)   414 / 126 images/s   3.29 (2.98 to 3.76)
     likewise, 7 turns                     381 / 112 images/s   3.40 (1.70 to 3.44)
